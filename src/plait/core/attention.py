@@ -1,0 +1,118 @@
+"""Multi-head attention, for self and cross alike (Vaswani et al. 2017, section 3.2), with a slot for what later papers added."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from plait.core import kernels
+from plait.core.linear import Linear, project
+from plait.core.masks import Mask
+from plait.core.stream import Call, Places, Stream
+
+
+class Attention(nn.Module):
+    """Self-attention: queries, keys and values of one stream. Every slot is an object or absent; what is absent is not computed.
+
+    rotary      turns queries and keys by their positions              score_bias  added to the scores (T5 buckets, ALiBi, Shaw)
+    q_norm      normalise each head's queries or keys (also k_norm)    mask        which keys a query may see
+    memory      learned keys and values that everyone sees             add_pos     the stream's own position vectors join q and k
+    bias        which of the projections "qkvo" have one               scale       of the scores; default d_head ** -0.5
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        *,
+        n_kv_heads: int | None = None,
+        d_head: int | None = None,
+        d_source: int | None = None,
+        bias: str = "qkvo",
+        scale: float | None = None,
+        mask: Mask | None = None,
+        rotary: Any = None,
+        score_bias: Any = None,
+        q_norm: nn.Module | None = None,
+        k_norm: nn.Module | None = None,
+        memory: nn.Module | None = None,
+        add_pos: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        n_kv = n_kv_heads or n_heads
+        if d_head is None and d_model % n_heads:
+            fits = ", ".join(str(n) for n in range(1, d_model + 1) if d_model % n == 0 and d_model // n >= 8)
+            raise ValueError(f"d_model={d_model} does not divide into n_heads={n_heads}: give d_head, or choose n_heads among {fits}")
+        if n_heads % n_kv:
+            raise ValueError(f"n_heads={n_heads} does not divide into n_kv_heads={n_kv}: each key head serves a whole number of query heads")
+        self.d_head = d_head or d_model // n_heads
+        self.scale = self.d_head**-0.5 if scale is None else scale
+        self.mask, self.rotary, self.score_bias, self.add_pos, self.dropout = mask, rotary, score_bias, add_pos, dropout
+        self.q_proj = Linear(d_model, n_heads * self.d_head, bias="q" in bias)
+        self.k_proj = Linear(d_source or d_model, n_kv * self.d_head, bias="k" in bias)
+        self.v_proj = Linear(d_source or d_model, n_kv * self.d_head, bias="v" in bias)
+        self.o_proj = Linear(n_heads * self.d_head, d_model, bias="o" in bias)
+        self.q_norm, self.k_norm, self.memory = q_norm, k_norm, memory
+
+    def forward(self, x: Float[Tensor, "B L D"], call: Call, path: tuple) -> Float[Tensor, "B L D"]:
+        q, k, v, places = self.queries_keys_values(x, call, path)  # [B, H, L, K], twice [B, G, S, K]
+        if self.memory is not None:
+            k, v, places = self.memory(k, v, places, call)
+        mask = call.once((self.mask, id(self.score_bias), places), lambda: self.lowered(call, places))
+        bias = None if self.score_bias is None or self.score_bias.fixed else self.score_bias(q, call.stream.places, places)
+        if call.watch is not None and call.watch.wants(path):
+            call.watch.see(path, kernels.weights(q, k, mask, bias, self.scale))
+        out = call.kernel.attend(q, k, v, mask, bias, self.scale, self.dropout if self.training else 0.0)
+        return self.o_proj(out.transpose(1, 2).reshape(*x.shape[:2], -1))  # [B, L, H * K] -> [B, L, D]
+
+    def lowered(self, call: Call, places: Places) -> kernels.Lowered:
+        fixed = self.score_bias is not None and self.score_bias.fixed
+        bias = self.score_bias(None, call.stream.places, places) if fixed else None
+        return call.kernel.lower(self.mask, call.stream.places, places, bias)
+
+    def heads(self, x: Float[Tensor, "B L HK"]) -> Float[Tensor, "B H L K"]:
+        return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+
+    def turned(self, x: Tensor, norm: nn.Module | None, stream: Stream, call: Call) -> Tensor:
+        x = x if norm is None else norm(x)
+        return x if self.rotary is None else self.rotary(x, stream, call)
+
+    def queries_keys_values(self, x: Tensor, call: Call, path: tuple) -> tuple[Tensor, Tensor, Tensor, Places]:
+        if self.add_pos and call.stream.pos is not None:
+            q, k, v = *project(x + call.stream.pos, self.q_proj, self.k_proj), self.v_proj(x)
+        else:
+            q, k, v = project(x, self.q_proj, self.k_proj, self.v_proj)
+        q = self.turned(self.heads(q), self.q_norm, call.stream, call)
+        k = self.turned(self.heads(k), self.k_norm, call.stream, call)
+        if call.cache is None:
+            return q, k, self.heads(v), call.stream.places
+        return q, *call.cache.extend(path, k, self.heads(v), call)
+
+
+class CrossAttention(Attention):
+    """Attention whose keys and values come from another tower's stream; with a cache they are computed once a source.
+
+    A source may serve several rows of queries (beams): row b of [B * n] queries then reads row b // n of the memory.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, *, source: str = "encoder", **slots: Any):
+        super().__init__(d_model, n_heads, **slots)
+        self.source = source
+
+    def queries_keys_values(self, x: Tensor, call: Call, path: tuple) -> tuple[Tensor, Tensor, Tensor, Places]:
+        memory = call.memories[self.source]
+        x = x.reshape(memory.x.shape[0], -1, x.shape[-1])  # the rows that share a source become further queries of it
+        with_pos = self.add_pos and call.stream.pos is not None
+        q = self.turned(self.heads(self.q_proj(x + call.stream.pos if with_pos else x)), self.q_norm, call.stream, call)
+
+        def keys_values() -> tuple[Tensor, Tensor]:
+            if self.add_pos and memory.pos is not None:
+                k, v = self.k_proj(memory.x + memory.pos), self.v_proj(memory.x)
+            else:
+                k, v = project(memory.x, self.k_proj, self.v_proj)
+            return self.turned(self.heads(k), self.k_norm, memory, call), self.heads(v)
+
+        k, v = keys_values() if call.cache is None else call.cache.once(path, keys_values)
+        return q, k, v, memory.places

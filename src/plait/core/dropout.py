@@ -1,0 +1,46 @@
+"""Dropout (Srivastava et al. 2014) that does not dominate a training step on a CPU."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LANES = 65536  # a 64-bit draw is cut into four 16-bit lanes, so p is kept to within 1/65536
+
+
+def keep_scale(like: Tensor, p: float) -> Tensor:
+    """A tensor like `like` of 0 (with chance p) and 1 / (1 - p): multiplying by it is dropout.
+
+    The generator is the cost of dropout on a CPU; one 64-bit draw decides four entries. It reads torch's default generator,
+    so a restored generator state gives the same mask.
+    """
+    threshold = round(p * LANES)
+    if threshold == LANES:
+        return torch.zeros_like(like)
+    draws = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    lanes = draws.view(torch.int16)[: like.numel()].view(like.shape)
+    return (lanes >= threshold - LANES // 2).to(like.dtype).mul_(LANES / (LANES - threshold))
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    if not training or p == 0.0:
+        return x
+    return x * keep_scale(x, p) if x.device.type == "cpu" else F.dropout(x, p)
+
+
+def add_dropped(x: Tensor, y: Tensor, p: float, training: bool) -> Tensor:
+    """x + dropout(y), in one pass over memory where that is to be had."""
+    if not training or p == 0.0:
+        return x + y
+    return torch.addcmul(x, y, keep_scale(y, p)) if x.device.type == "cpu" else x + F.dropout(y, p)
+
+
+class Dropout(nn.Module):
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p, self.training)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"

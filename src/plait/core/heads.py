@@ -1,0 +1,32 @@
+"""Heads: from hidden vectors to scores, applied to the rows that are asked for."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from plait.core.stream import Lent
+
+
+class Tied(nn.Module):
+    """Scores against the rows of an embedding (Press & Wolf 2017): h Eᵀ · scale (+ bias). The embedding stays with its owner."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, tokens: Any, scale: float = 1.0, bias: bool = False):
+        super().__init__()
+        self.tokens, self.scale = Lent(tokens), scale
+        self.register_parameter("bias", nn.Parameter(torch.zeros(tokens.weight.shape[0])) if bias else None)
+
+    @property
+    def weight(self) -> Tensor:  # [V, D]
+        return self.tokens.weight
+
+    def reset_parameters(self) -> None:
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+        return F.linear(hidden if self.scale == 1.0 else hidden * self.scale, self.weight, self.bias)

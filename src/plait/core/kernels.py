@@ -1,0 +1,115 @@
+"""Kernels: softmax(q kᵀ · scale + bias, masked) v. The one place where masks and biases are lowered to what a kernel wants.
+
+Every kernel here is exact and equals `reference` within rounding; a query that may see nothing gives zeros, never NaN.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from plait.core.masks import Mask, causal, real, same_document
+from plait.core.stream import Places
+
+
+class Lowered:
+    """A mask and a score bias as a kernel takes them: an additive or boolean tensor broadcastable to [B, H, L, S], or a flag."""
+
+    __slots__ = ("causal", "tensor")
+
+    def __init__(self, tensor: Tensor | None, causal: bool = False):
+        self.tensor, self.causal = tensor, causal
+
+
+def allowed(mask: Mask | None, q: Places, k: Places) -> Tensor | None:
+    """The mask, joined with padding and document borders where the streams have them, as one boolean tensor; None: all see all."""
+    whole = mask
+    if mask == causal and q.length == 1 and k.start + k.length - 1 <= q.start:
+        whole = None  # one new token after everything in the cache
+    if k.real is not None:
+        whole = real if whole is None else whole & real
+    if q.segment is not None and k.segment is not None:
+        whole = same_document if whole is None else whole & same_document
+    if whole is None:
+        return None
+    tensor = whole.allows(q, k)
+    return tensor[None, None] if tensor.ndim == 2 else tensor
+
+
+def additive(seen: Tensor | None, bias: Tensor) -> Tensor:
+    """A boolean mask and a score bias as one additive tensor: -inf where nothing may be seen."""
+    return bias if seen is None else bias.masked_fill(~seen, float("-inf"))
+
+
+class Kernel:
+    """How attention is computed. `lower` is called once a forward for each kind of mask, `attend` once a layer."""
+
+    def lower(self, mask: Mask | None, q: Places, k: Places, bias: Tensor | None = None) -> Lowered:
+        """`bias`: a score bias that is the same in every layer (T5's table, ALiBi), broadcastable to [B, H, L, S]."""
+        seen = allowed(mask, q, k)
+        return Lowered(seen if bias is None else additive(seen, bias))
+
+    def attend(
+        self,
+        q: Float[Tensor, "B H L K"],
+        k: Float[Tensor, "B G S K"],
+        v: Float[Tensor, "B G S K"],
+        mask: Lowered,
+        bias: Tensor | None = None,
+        scale: float = 1.0,
+        dropout: float = 0.0,
+    ) -> Float[Tensor, "B H L K"]:
+        """G may divide H (grouped queries). `bias` [B, H, L, S] depends on this layer's queries; `dropout` falls on the weights."""
+        raise NotImplementedError
+
+
+def weights(q: Tensor, k: Tensor, mask: Lowered, bias: Tensor | None, scale: float) -> Float[Tensor, "B H L S"]:
+    """softmax(q kᵀ · scale + bias) under the mask, the textbook way; rows that may see nothing are zero."""
+    if k.shape[1] != q.shape[1]:
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = (q @ k.transpose(-1, -2)) * scale  # [B, H, L, S]
+    if bias is not None:
+        scores = scores + bias
+    seen = mask.tensor
+    if mask.causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if seen is None:
+        return scores.softmax(-1)
+    if seen.dtype != torch.bool:
+        scores, seen = scores + seen, seen != float("-inf")
+    blind = ~seen.any(-1, keepdim=True)  # these rows get something finite, then nothing
+    return scores.masked_fill(~seen, float("-inf")).masked_fill(blind, 0.0).softmax(-1).masked_fill(~seen, 0.0)
+
+
+class Reference(Kernel):
+    """The formula of the paper (Vaswani et al. 2017, section 3.2.1), step by step: the measure of every other kernel."""
+
+    def attend(self, q, k, v, mask, bias=None, scale=1.0, dropout=0.0):
+        if v.shape[1] != q.shape[1]:
+            v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+        return F.dropout(weights(q, k, mask, bias, scale), dropout).to(v.dtype) @ v
+
+
+class SDPA(Kernel):
+    """`torch.nn.functional.scaled_dot_product_attention`, which picks flash, memory-efficient or plain code for the device."""
+
+    def lower(self, mask: Mask | None, q: Places, k: Places, bias: Tensor | None = None) -> Lowered:
+        # Its causal flag aligns queries and keys at the top left, so it is right only where both begin at the same slot.
+        together = q.start == k.start and q.length == k.length
+        if mask == causal and bias is None and k.real is None and k.segment is None and together:
+            return Lowered(None, causal=True)
+        return super().lower(mask, q, k, bias)
+
+    def attend(self, q, k, v, mask, bias=None, scale=1.0, dropout=0.0):
+        tensor, flag = mask.tensor, mask.causal
+        if bias is not None:
+            if flag:
+                tensor, flag = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(), False
+            tensor = additive(tensor, bias) if tensor is None or tensor.dtype == torch.bool else tensor + bias
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=tensor, dropout_p=dropout, is_causal=flag, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
+        )
+
+
+reference = Reference()
+sdpa = SDPA()

@@ -1,0 +1,110 @@
+"""Masks as values: who may see whom, as predicates over slots, documents and what is real, joined with `&` and `|`.
+
+They speak of places, never of tensor offsets; `kernels` lowers them to what a kernel wants, in one place.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plait.core.stream import Places
+
+
+class Mask:
+    """May a query see a key? Masks are values: equal ones are interchangeable, so a lowered mask can be kept for a whole forward."""
+
+    def allows(self, q: Places, k: Places) -> Tensor:
+        """bool, broadcastable to [B, 1, L, S]; True where the query may see the key."""
+        raise NotImplementedError
+
+    def __and__(self, other: "Mask") -> "Mask":
+        return Both(self, other)
+
+    def __or__(self, other: "Mask") -> "Mask":
+        return Either(self, other)
+
+
+@dataclass(frozen=True)
+class Both(Mask):
+    a: Mask
+    b: Mask
+
+    def allows(self, q: Places, k: Places) -> Tensor:
+        return self.a.allows(q, k) & self.b.allows(q, k)
+
+
+@dataclass(frozen=True)
+class Either(Mask):
+    a: Mask
+    b: Mask
+
+    def allows(self, q: Places, k: Places) -> Tensor:
+        return self.a.allows(q, k) | self.b.allows(q, k)
+
+
+@dataclass(frozen=True)
+class Causal(Mask):
+    """A query sees itself and what came before."""
+
+    def allows(self, q: Places, k: Places) -> Tensor:
+        return k.slots[None, :] <= q.slots[:, None]
+
+
+@dataclass(frozen=True)
+class Window(Mask):
+    """A query sees keys at most `before` slots back and `after` slots ahead (Mistral's window of W: before = W - 1, after = 0)."""
+
+    before: int
+    after: int = 0
+
+    def allows(self, q: Places, k: Places) -> Tensor:
+        distance = q.slots[:, None] - k.slots[None, :]
+        return (distance <= self.before) & (distance >= -self.after)
+
+
+@dataclass(frozen=True)
+class Prefix(Mask):
+    """Every query sees the first `length` slots (prefix language models: `causal | prefix(n)`)."""
+
+    length: int
+
+    def allows(self, q: Places, k: Places) -> Tensor:
+        return (k.slots < self.length)[None, :].expand(q.length, -1)
+
+
+@dataclass(frozen=True)
+class Real(Mask):
+    """Padding is never seen. Attention joins this to every mask by itself where a stream says that it has padding."""
+
+    def allows(self, q: Places, k: Places) -> Tensor:
+        if k.real is None:
+            return torch.ones(1, k.length, dtype=torch.bool, device=k.device)
+        return k.real[:, None, None, :]
+
+
+@dataclass(frozen=True)
+class SameDocument(Mask):
+    """Packed documents do not see each other. Joined by itself where a stream has segments."""
+
+    def allows(self, q: Places, k: Places) -> Tensor:
+        if q.segment is None or k.segment is None:
+            return torch.ones(1, k.length, dtype=torch.bool, device=k.device)
+        return (q.segment[:, :, None] == k.segment[:, None, :])[:, None]
+
+
+@dataclass(frozen=True)
+class Blocks(Mask):
+    """Block-sparse: slots are cut into blocks of `size`; `table[i][j]` says whether query block i sees key block j."""
+
+    size: int
+    table: tuple[tuple[bool, ...], ...]
+
+    def allows(self, q: Places, k: Places) -> Tensor:
+        table = torch.tensor(self.table, dtype=torch.bool, device=q.device)
+        return table[(q.slots // self.size)[:, None], (k.slots // self.size)[None, :]]
+
+
+causal = Causal()
+real = Real()
+same_document = SameDocument()

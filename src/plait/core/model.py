@@ -1,0 +1,102 @@
+"""A model: named towers, what feeds what, and heads."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plait.core import kernels
+from plait.core.blocks import Stack
+from plait.core.cache import Cache
+from plait.core.stream import Call, Stream, Watcher, stream
+
+
+class Tower(nn.Module):
+    """An embedding, a stack of blocks, a final norm. `owns` are parts that its layers share (T5's bias table)."""
+
+    def __init__(self, embed: nn.Module, blocks: Stack, norm: nn.Module | None = None, **owns: nn.Module):
+        super().__init__()
+        self.embed, self.blocks, self.norm = embed, blocks, norm
+        for name, part in owns.items():
+            self.add_module(name, part)
+
+    def forward(self, s: Stream, call: Callable[[Stream], Call], name: str) -> Stream:
+        s = self.embed(s)
+        x = self.blocks(s.x, call(s), (name,))
+        return s.having(x=x if self.norm is None else self.norm(x))
+
+
+class Model(nn.Module):
+    """Towers in running order; each cross-attention names the tower it reads. Heads turn hidden vectors into scores.
+
+    net(encoder=source, decoder=target) -> {"encoder": Stream, "decoder": Stream}; net.heads["lm"](streams["decoder"].x) -> logits.
+    `kernel` is used by every attention; assign `kernels.reference` to follow the textbook formula.
+    """
+
+    def __init__(self, heads: dict[str, nn.Module] | None = None, **towers: Tower):
+        super().__init__()
+        self.towers = tuple(towers)
+        for name, tower in towers.items():
+            self.add_module(name, tower)
+        self.heads = nn.ModuleDict(heads or {})
+        self.kernel: kernels.Kernel = kernels.sdpa
+
+    def run(
+        self,
+        name: str,
+        x: Tensor | Stream,
+        memories: dict[str, Stream] | None = None,
+        cache: Cache | None = None,
+        watch: Watcher | None = None,
+    ) -> Stream:
+        """One tower on one stream; `memories` are finished streams of other towers. With a cache, only the new entries are given."""
+        s = cache.stream(x) if cache is not None and not isinstance(x, Stream) else stream(x)
+
+        def call(embedded: Stream) -> Call:
+            return Call(embedded, self.kernel, memories or {}, cache, watch)
+
+        out = self.get_submodule(name)(s, call, name)
+        if cache is not None:
+            cache.advance(out.length)
+        return out
+
+    def forward(self, *inputs: Tensor | Stream, watch: Watcher | None = None, **named: Tensor | Stream) -> dict[str, Stream]:
+        """Streams (or ids [B, L]) for the towers, by name or in running order -> the finished stream of each."""
+        if len(inputs) > len(self.towers):
+            raise ValueError(f"{len(inputs)} inputs for {len(self.towers)} towers: this model has {list(self.towers)}")
+        given = {**dict(zip(self.towers, inputs, strict=False)), **named}
+        if unknown := [name for name in given if name not in self.towers]:
+            raise ValueError(f"no tower called {unknown}: this model has {list(self.towers)}")
+        done: dict[str, Stream] = {}
+        for name in self.towers:
+            if name in given:
+                done[name] = self.run(name, given[name], done, watch=watch)
+        return done
+
+
+def parameters(module: nn.Module) -> int:
+    """The number of parameters; shared ones count once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def reset(module: nn.Module, seed: int | None = None) -> None:
+    """Every part draws its initial values anew; with a seed, from a generator state that is put back afterwards."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        for part in module.modules():
+            if callable(own := getattr(part, "reset_parameters", None)):
+                own()
+
+
+def matching(module: nn.Module, *suffixes: str) -> Iterable[tuple[str, nn.Parameter]]:
+    """Parameters whose name ends with one of the suffixes; a suffix that matches nothing is an error."""
+    named: list[tuple[str, nn.Parameter]] = list(module.named_parameters())
+    for suffix in suffixes:
+        if not any(name.endswith(suffix) for name, _ in named):
+            raise ValueError(f"no parameter ends with {suffix!r}; there are {sorted({name.split('.')[-2] for name, _ in named if '.' in name})}")
+    return [(name, p) for name, p in named if name.endswith(suffixes)]
+
+
+Config = Any

@@ -1,0 +1,100 @@
+"""Rotary positions (RoFormer, Su et al. 2021) and the ways to stretch them to longer contexts."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from plait.core.stream import Call, Stream
+
+Scaling = Callable[[Tensor], Tensor]  # the rates (radians a position, [K/2], float64) -> the rates to use
+
+
+class Rotary:
+    """Turns each pair of a head's channels by position · base^(-2i/d).
+
+    Pairs are channel i with i + d/2 (`interleaved=False`: NeoX, Llama's released files) or 2i with 2i + 1 (RoFormer's own order).
+    With `d_rotary` below the head's width only its first channels turn. `magnitude` scales the turned channels (YaRN).
+    """
+
+    def __init__(
+        self,
+        d_rotary: int | None = None,
+        base: float = 10000.0,
+        scaling: Scaling | None = None,
+        interleaved: bool = False,
+        magnitude: float = 1.0,
+    ):
+        if d_rotary is not None and d_rotary % 2:
+            raise ValueError(f"d_rotary={d_rotary} is odd: rotary positions turn pairs of channels")
+        self.d_rotary, self.base, self.scaling, self.interleaved, self.magnitude = d_rotary, base, scaling, interleaved, magnitude
+
+    def rates(self, d: int, device: torch.device) -> Float[Tensor, "half"]:
+        rates = self.base ** (-torch.arange(0, d, 2, dtype=torch.float64, device=device) / d)
+        return rates if self.scaling is None else self.scaling(rates)
+
+    def table(self, s: Stream, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        positions = s.at_positions()  # [L] or [B, L]
+        angle = positions[..., None].double() * self.rates(d, positions.device)  # [.., L, d/2]
+        if angle.dim() == 3:
+            angle = angle[:, None]  # [B, 1, L, d/2]
+        return (angle.cos() * self.magnitude).to(dtype), (angle.sin() * self.magnitude).to(dtype)
+
+    def __call__(self, x: Float[Tensor, "B H L K"], s: Stream, call: Call) -> Float[Tensor, "B H L K"]:
+        d = self.d_rotary or x.shape[-1]
+        cos, sin = call.once((id(self), id(s), d), lambda: self.table(s, d, x.dtype))
+        turned, rest = (x, None) if d == x.shape[-1] else (x[..., :d], x[..., d:])
+        if self.interleaved:
+            a, b = turned.unflatten(-1, (-1, 2)).unbind(-1)
+            turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+        else:
+            a, b = turned.chunk(2, -1)
+            turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+        return turned if rest is None else torch.cat([turned, rest], -1)
+
+
+def linear(factor: float) -> Scaling:
+    """Positions are divided by `factor` (position interpolation, Chen et al. 2023)."""
+    return lambda rates: rates / factor
+
+
+def ntk(factor: float, base: float = 10000.0) -> Scaling:
+    """The base grows to base · factor^(d/(d-2)): high frequencies stay, the lowest is stretched by `factor` (NTK-aware scaling)."""
+
+    def scale(rates: Tensor) -> Tensor:
+        d = 2 * len(rates)
+        return (base * factor ** (d / (d - 2))) ** (-torch.arange(0, d, 2, dtype=rates.dtype, device=rates.device) / d)
+
+    return scale
+
+
+def llama3(factor: float, low: float, high: float, original_length: int) -> Scaling:
+    """Llama 3.1: wavelengths above original_length / low are stretched by `factor`, below original_length / high kept, between: blended."""
+
+    def scale(rates: Tensor) -> Tensor:
+        turns = original_length * rates / (2 * math.pi)  # full turns within the original context
+        blend = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+        return rates / factor * (1 - blend) + rates * blend
+
+    return scale
+
+
+def yarn(factor: float, original_length: int, base: float = 10000.0, fast: float = 32.0, slow: float = 1.0) -> Scaling:
+    """YaRN (Peng et al. 2023, section 3.2): channels that turn more than `fast` times in the original context are kept, those that turn
+    less than `slow` times are interpolated, with a linear ramp over channels between. Use with `magnitude=0.1 * ln(factor) + 1`.
+    """
+
+    def scale(rates: Tensor) -> Tensor:
+        d = 2 * len(rates)
+
+        def channel(turns: float) -> float:
+            return d * math.log(original_length / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+        start, stop = max(math.floor(channel(fast)), 0), min(math.ceil(channel(slow)), d - 1)
+        ramp = (torch.arange(len(rates), dtype=rates.dtype, device=rates.device) - start) / max(stop - start, 1e-3)
+        interpolated = ramp.clamp(0.0, 1.0)
+        return rates / factor * interpolated + rates * (1 - interpolated)
+
+    return scale

@@ -1,0 +1,117 @@
+"""What flows through a Transformer: a stream of vectors that knows where its entries stand, and the object of one forward pass."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from plait.core.cache import Cache
+    from plait.core.kernels import Kernel
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where L entries stand: their slots (absolute places in their sequence), which are real, and which document each belongs to.
+
+    Masks and relative biases read slots, never offsets into a tensor, so they stay right with a cache and with several new tokens.
+    """
+
+    length: int
+    start: int = 0  # slot of the first entry; the others follow it
+    real: Tensor | None = None  # [B, L] bool; None: all entries are real
+    segment: Tensor | None = None  # [B, L] int; None: one document
+    device: torch.device | None = None
+
+    @cached_property
+    def slots(self) -> Tensor:  # [L]
+        return torch.arange(self.start, self.start + self.length, device=self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Content [B, L, D] (ids [B, L] or pixels before the embedding) and what is known of each entry."""
+
+    x: Tensor
+    start: int = 0
+    real: Tensor | None = None
+    segment: Tensor | None = None
+    positions: Tensor | None = None  # [L], [B, L] or [B, L, R]: what position encodings see; None: counted from the real entries
+    pos: Tensor | None = None  # [B, L, D] position vectors that attention adds to queries and keys (DETR), never to values
+    grid: tuple[int, ...] | None = None  # (T, H, W) or (H, W) where the entries form one
+
+    @property
+    def length(self) -> int:
+        return self.x.shape[1]
+
+    @cached_property
+    def places(self) -> Places:
+        return Places(self.length, self.start, self.real, self.segment, self.x.device)
+
+    def at_positions(self) -> Tensor:
+        """Positions [L] or [B, L(, R)]: as given, else the number of real entries before each one (padding on the left does not count)."""
+        if self.positions is not None:
+            return self.positions
+        if self.real is not None and self.start == 0:
+            return (self.real.cumsum(1) - 1).clamp_min_(0)
+        return self.places.slots
+
+    def having(self, **changes: Any) -> "Stream":
+        return replace(self, **changes)
+
+
+def stream(x: Tensor | Stream, real: Tensor | None = None) -> Stream:
+    """A tensor of ids [B, L] (or content [B, L, D]) as a stream; `real` is dropped when it says that everything is real."""
+    if isinstance(x, Stream):
+        return x
+    return Stream(x, real=real)
+
+
+@dataclass(eq=False)
+class Call:
+    """One forward pass through one tower: handed down to every step, it holds what steps share and what must not live in modules.
+
+    `memories` are the finished streams of other towers, by name. `memo` is for things made once a forward (masks, rotary tables).
+    `watch` is called with (path, weights [B, H, L, S]) for every attention whose path it asks for; it never changes the kernel.
+    """
+
+    stream: Stream  # the tower's own entries (its content is the embedding's output, not the running value)
+    kernel: "Kernel"
+    memories: dict[str, Stream] = field(default_factory=dict)
+    cache: "Cache | None" = None
+    watch: "Watcher | None" = None
+    memo: dict[Hashable, Any] = field(default_factory=dict)
+    losses: list[Tensor] = field(default_factory=list)  # auxiliary losses of steps (experts)
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]
+
+
+class Watcher:
+    """Sees attention weights as they are; a capability derives from it."""
+
+    def wants(self, path: tuple) -> bool:
+        raise NotImplementedError
+
+    def see(self, path: tuple, weights: Tensor) -> None:
+        raise NotImplementedError
+
+
+class Lent:
+    """A part that another module owns: used like the part itself, but not registered, so it is stored, counted and moved once."""
+
+    def __init__(self, part: Any):
+        self.part = part
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.part(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "part":  # not there yet while copying or unpickling
+            raise AttributeError(name)
+        return getattr(self.part, name)

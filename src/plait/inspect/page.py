@@ -1,0 +1,163 @@
+"""Attention maps as one self-contained HTML page: nothing is fetched, everything is inside the file."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+import unicodedata
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from plait.errors import InputError
+
+LEVELS = 4095  # steps of the stored square roots: a weight is off by at most 1/4095, weights near zero by far less
+LIMIT = 64_000_000  # weights on one page, about 100 MB of file; browsers give up soon after
+SLACK = 0.02  # rows recorded in half precision do not sum to exactly 1
+
+PICTURES = {" ": "␣", "\n": "⏎", "\t": "⇥", "\u00a0": "⍽", "\u3000": "␣"}  # what cannot be seen, made visible
+JOINERS = "\u200c\u200d"  # part of the spelling of Persian words and of emoji, so hidden only where they stand alone
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The attention weights of one kind of attention for one input.
+
+    `weights` [layers, heads, Q, K], each row summing to 1; `queries` Q and `keys` K display tokens.
+    Errors: InputError lists what does not fit.
+    """
+
+    kind: str
+    weights: np.ndarray
+    queries: list[str]
+    keys: list[str]
+
+    def __post_init__(self):
+        shape = self.weights.shape
+        if len(shape) != 4 or 0 in shape:
+            raise InputError(f"{self.kind}: weights have the shape {shape}, expected [layers, heads, queries, keys], none of them 0")
+        sums = self.weights.sum(-1, dtype=np.float64)
+        faults = [
+            f"{given} {name}, but the weights are for {expected}"
+            for name, given, expected in (("queries", len(self.queries), shape[2]), ("keys", len(self.keys), shape[3]))
+            if given != expected
+        ]
+        if not np.isfinite(sums).all():
+            faults.append("some weights are not finite")
+        elif self.weights.min() < 0:
+            faults.append(f"the smallest weight is {self.weights.min():.3g}, expected none below 0: give the weights after the softmax")
+        elif (worst := np.abs(sums - 1).max()) > SLACK:
+            faults.append(f"rows sum to 1 only within {worst:.3g}, expected {SLACK}")
+        if faults:
+            raise InputError(f"{self.kind}: the attention maps do not fit together", faults)
+
+
+def visible(token: str) -> str:
+    """A token as it can be shown on one line: spaces, breaks, controls and lone accents get a picture, all else stays as it is."""
+    alone = all(unicodedata.category(c) == "Cf" for c in token)
+    shown = []
+    for c in token:
+        category = unicodedata.category(c)
+        if c in PICTURES:
+            shown.append(PICTURES[c])
+        elif ord(c) < 32 or ord(c) == 127:
+            shown.append(chr(0x2400 + min(ord(c), 33)))  # Unicode's control pictures; delete is the 34th
+        elif category in ("Cc", "Cs", "Zl", "Zp") or (category == "Cf" and (alone or c not in JOINERS)):
+            shown.append(f"U+{ord(c):04X}")  # direction marks would turn their neighbours around
+        else:
+            shown.append(c)
+    text = "".join(shown) or "∅"
+    return "◌" + text if unicodedata.category(text[0]).startswith("M") else text
+
+
+def ramp(dark: bool = False) -> np.ndarray:
+    """256 colours uint8 [256, 3] for weights 0 to 1, from the background's lightness to its opposite.
+
+    Lightness is linear in OKLab (Ottosson 2020), so equal steps look equal and the order survives any colour blindness and a grey print.
+    """
+    t = np.linspace(0, 1, 256)
+    if dark:
+        lightness, hue = 0.235 + 0.695 * t, 282 - 92 * t
+        chroma = 0.022 + 0.42 * t * (1 - t) ** 1.25 + 0.05 * t
+    else:
+        lightness, hue = 0.972 - 0.70 * t, 212 + 66 * t
+        chroma = 0.008 + 0.42 * t**1.25 * (1 - t) + 0.085 * t
+    a, b = chroma * np.cos(np.radians(hue)), chroma * np.sin(np.radians(hue))
+    l = lightness + 0.3963377774 * a + 0.2158037573 * b
+    m = lightness - 0.1055613458 * a - 0.0638541728 * b
+    s = lightness - 0.0894841775 * a - 1.2914855480 * b
+    to_rgb = np.array(
+        [
+            [4.0767416621, -3.3077115913, 0.2309699292],
+            [-1.2684380046, 2.6097574011, -0.3413193965],
+            [-0.0041960863, -0.7034186147, 1.7076147010],
+        ]
+    )
+    linear = np.clip(to_rgb @ np.stack([l, m, s]) ** 3, 0, 1)
+    rgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.round(255 * rgb.T).astype(np.uint8)
+
+
+def pack(weights: np.ndarray) -> str:
+    """Weights of any shape as base64 of deflated square roots on 4096 levels, all low bytes before all high ones (which compress well)."""
+    roots = np.rint(np.sqrt(np.clip(weights, 0, 1, dtype=np.float32)) * LEVELS).astype(np.uint16).ravel()
+    return base64.b64encode(zlib.compress((roots & 255).astype(np.uint8).tobytes() + (roots >> 8).astype(np.uint8).tobytes(), 6)).decode()
+
+
+def unpack(text: str, shape: Sequence[int]) -> np.ndarray:
+    """What `pack` stored, as float32 of the given shape: the page's own decoding, in Python."""
+    low, high = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).reshape(2, -1).astype(np.uint16)
+    return (((low | high << 8) / np.float32(LEVELS)) ** 2).reshape(shape).astype(np.float32)
+
+
+def _slugs(kinds: Sequence[str]) -> list[str]:
+    """One distinct word for the address bar per kind."""
+    slugs: list[str] = []
+    for kind in kinds:
+        base = re.sub(r"\W+", "-", kind.lower()).strip("-") or "maps"
+        slugs.append(next(s for n in range(1, len(kinds) + 2) if (s := base if n == 1 else f"{base}-{n}") not in slugs))
+    return slugs
+
+
+def write_page(path: str | Path, maps: Sequence[Maps], *, title: str, source: str, answer: str, model: str) -> Path:
+    """Write one HTML file that shows `maps`, with the model's name, what it was given and what it answered; returns its path.
+
+    The address after `#` is `kind/layer/head`, counted from 0 as in the model's parameter names, e.g. `#cross-attention/2/mean`.
+    Errors: InputError for no maps, or more weights than a browser can hold.
+    """
+    if not maps:
+        raise InputError("no attention maps to show: this model recorded none")
+    if (count := sum(m.weights.size for m in maps)) > LIMIT:
+        raise InputError(f"{count:,} attention weights are too many for one page, at most {LIMIT:,}: give a shorter input or fewer layers")
+    views = [
+        {
+            "kind": m.kind, "slug": slug, "layers": m.weights.shape[0], "heads": m.weights.shape[1],
+            "queries": [visible(t) for t in m.queries], "keys": [visible(t) for t in m.keys], "roots": pack(m.weights),
+        }
+        for m, slug in zip(maps, _slugs([m.kind for m in maps]), strict=True)
+    ]  # fmt: skip
+    ramps = {"light": ramp().tobytes().hex(), "dark": ramp(dark=True).tobytes().hex()}
+    data = json.dumps({"levels": LEVELS, "ramp": ramps, "views": views}, separators=(",", ":"))
+    for sign in "<>&":  # so that no token can end the script element; JSON reads them back the same
+        data = data.replace(sign, f"\\u{ord(sign):04x}")
+    here = resources.files("plait.inspect")
+    style, script, large, frame = (here.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js", "page_map.js", "page.html"))
+    script = script.replace("{{map}}", large)
+
+    def allow(text: str) -> str:  # the page may run this one script and fetch nothing, whatever ends up in it
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    parts = {
+        "policy": f"default-src 'none'; base-uri 'none'; form-action 'none'; script-src {allow(script)}; style-src {allow(style)}",
+        "title": html.escape(title), "model": html.escape(model), "source": html.escape(source), "answer": html.escape(answer),
+        "style": style, "data": data, "script": script,
+    }  # fmt: skip
+    page = re.sub(r"\{\{(\w+)\}\}", lambda hole: parts[hole[1]], frame)  # one pass: a title "{{data}}" stays a title
+    path = Path(path)
+    path.write_text(page, "utf-8", errors="replace", newline="\n")
+    return path

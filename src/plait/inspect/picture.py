@@ -1,0 +1,95 @@
+"""Attention maps as a PNG picture, for papers and slides."""
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plait.errors import InputError
+from plait.inspect.page import Maps, ramp, visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BEND = 2 / 3  # the page's bend: below 1, so that faint attention can still be seen
+SHOWN = 60  # labels along one side; of more tokens each nth is named
+LONGEST = 16  # signs of a label
+
+
+def _index(name: str, given: int, count: int) -> int:
+    if not 0 <= given < count:
+        raise InputError(f"{name}={given}: these maps have {name}s 0 to {count - 1}")
+    return given
+
+
+def _labels(tokens: list[str]) -> tuple[range, list[str]]:
+    """Which places along a side get a label, and the labels."""
+    places = range(0, len(tokens), -(-len(tokens) // SHOWN))
+    shown = [visible(tokens[i]) for i in places]
+    return places, [t if len(t) <= LONGEST else t[: LONGEST - 1] + "…" for t in shown]
+
+
+def _heat(axes: "Axes", maps: Maps, layer: int, head: int, colours: Any, *, label: bool) -> Any:
+    """One head's map on its axes; returns the image, which a colour bar needs."""
+    from matplotlib.colors import PowerNorm
+
+    image = axes.imshow(maps.weights[layer, head], cmap=colours, norm=PowerNorm(BEND, 0, 1), aspect="auto", interpolation="nearest")
+    axes.spines[:].set_color("#c9c9d0")
+    axes.tick_params(length=0, labelsize=9 if max(maps.weights.shape[2:]) <= 30 else 7, colors="#44454f")
+    if not label:
+        axes.set(xticks=[], yticks=[])
+        return image
+    for axis, tokens in ((axes.xaxis, maps.keys), (axes.yaxis, maps.queries)):
+        places, labels = _labels(tokens)
+        axis.set_ticks(places, labels, parse_math=False)  # a token "$" is no formula
+    axes.xaxis.tick_top()
+    if max(map(len, _labels(maps.keys)[1])) * 6 > 0.75 * 72 * axes.get_figure(root=True).get_figwidth() / len(
+        maps.keys
+    ):  # points: letters are about 6 wide
+        axes.tick_params(axis="x", labelrotation=90)
+    axes.set_xlabel("keys: what is looked at", color="#62646f", fontsize=9)
+    axes.set_ylabel("queries: what looks", color="#62646f", fontsize=9)
+    return image
+
+
+def draw(path: str | Path, maps: Maps, *, layer: int | None = None, head: int | None = None) -> Path:
+    """Draw one head of a layer large, or with `head=None` all heads of the layer as small pictures; returns the path of the PNG.
+
+    Layers and heads count from 0; `layer=None` is the last one. Errors: InputError for one that is not there, or without matplotlib.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.colors import ListedColormap
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError('pictures need matplotlib: pip install "plait[plot]", or write the page, which needs nothing') from None
+    layers, heads, n_queries, n_keys = maps.weights.shape
+    layer = _index("layer", layers - 1 if layer is None else layer, layers)
+    chosen = list(range(heads)) if head is None else [_index("head", head, heads)]
+
+    across = min(len(chosen), 4)
+    down = -(-len(chosen) // across)
+    large = len(chosen) == 1
+    shape = min(2.0, max(0.5, n_queries / n_keys))
+    wide = min(11.0, max(4.6, 0.3 * n_keys + 2)) if large else 2.4
+    size = (wide, min(11.0, wide * shape + 0.9)) if large else (across * wide + 0.6, down * (wide * shape + 0.3) + 0.6)
+    figure = Figure(figsize=size, dpi=160, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    colours = ListedColormap(ramp() / 255.0)
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    image = None
+    for axes, index in zip(panels, chosen, strict=False):
+        image = _heat(axes, maps, layer, index, colours, label=large)
+        if not large:
+            axes.set_title(f"head {index}", fontsize=9, color="#44454f", pad=3)
+    for axes in panels[len(chosen) :]:
+        axes.set_axis_off()
+    name = f"{visible(maps.kind).replace('␣', ' ')}, layer {layer}" + (f", head {chosen[0]}" if large else "")
+    figure.suptitle(name, fontsize=11, fontweight="bold", color="#1d1e26", parse_math=False)
+    bar = figure.colorbar(image, ax=list(panels), ticks=[0, 0.1, 0.25, 0.5, 0.75, 1], shrink=0.7, aspect=28, pad=0.02)  # pyright: ignore[reportArgumentType]
+    bar.ax.set_yticklabels(["0", ".1", ".25", ".5", ".75", "1"])
+    bar.ax.tick_params(length=0, labelsize=8, colors="#62646f")
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the picture is no reason to stop
+        figure.savefig(path, format="png")
+    return Path(path)

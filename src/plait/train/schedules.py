@@ -1,0 +1,23 @@
+"""Learning-rate schedules: factors in [0, 1] (or the paper's formula) from the step and from how much of the budget is spent."""
+
+from collections.abc import Callable
+
+Schedule = Callable[[int, float], float]  # (step from 1, progress in [0, 1]) -> what the learning rate is multiplied by
+
+
+def inverse_sqrt(warmup: int) -> Schedule:
+    """The paper's shape, scaled to 1 at its peak: up linearly for `warmup` steps, then down with 1/sqrt(step) (Vaswani et al. 2017, 5.3).
+
+    The paper's own rate is d_model^-0.5 · step^-0.5 after the warm-up: a learning rate of (d_model · warmup)^-0.5.
+    """
+    return lambda step, progress: min(step / warmup, (warmup / step) ** 0.5)
+
+
+def linear_decay(warmup: int, hold: float = 0.0, final: float = 0.0) -> Schedule:
+    """Up for `warmup` steps, level until the share `hold` of the budget is spent, then straight down to `final` at its end."""
+
+    def factor(step: int, progress: float) -> float:
+        down = 1.0 if progress <= hold else final + (1 - final) * (1 - progress) / (1 - hold)
+        return min(1.0, step / warmup if warmup else 1.0) * max(down, 0.0)
+
+    return factor

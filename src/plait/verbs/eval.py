@@ -1,0 +1,29 @@
+"""plait eval: how good a model is on data with right answers, beside what needs no model."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from plait.verbs import positional
+
+
+@dataclass
+class Eval:
+    """Score a model on data with right answers (one JSON object on stdout)."""
+
+    model: Annotated[str, positional, "a run folder"]
+    data: Annotated[list[str], "FILES", "pairs, as for train; of a built-in set its test part is taken; default: what the run was trained on, if built in"] = field(
+        default_factory=list
+    )
+    beams: Annotated[int, "beams of the search; 1 is greedy"] = 4
+    length_penalty: Annotated[float, "exponent of ((5 + length) / 6) that scores are divided by"] = 0.6
+    limit: Annotated[int | None, "score only the first so many sources"] = None
+    baselines: Annotated[bool, "score copying and a translation memory of the training data as well"] = True
+    out: Annotated[Path | None, "FILE", "write source, answer and right answers as TSV"] = None
+    threads: Annotated[int | None, "CPU threads; default: all cores"] = None
+
+    def run(self) -> dict[str, Any]:
+        """{"task", "n", "metrics", "signatures", "baselines", "seconds"}; several right answers a source count, the nearest one."""
+        from plait.verbs.scoring import score_translation
+
+        return score_translation(self)

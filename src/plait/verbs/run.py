@@ -1,0 +1,51 @@
+"""plait run: whatever the model does, on arguments or on lines from standard input."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Annotated, Any
+
+from plait.verbs import positional, stdin_lines
+
+
+@dataclass
+class Run:
+    """Put a model to use: answers on stdout, one for each input."""
+
+    model: Annotated[str, positional, "a run folder"]
+    input: Annotated[list[str], positional, "texts; without any, lines are read from standard input"] = field(default_factory=list)
+    beams: Annotated[int, "beams of the search; 1 is greedy"] = 4
+    length_penalty: Annotated[float, "exponent of ((5 + length) / 6) that scores are divided by"] = 0.6
+    n_best: Annotated[int, "answers an input, with --json"] = 1
+    batch: Annotated[int, "inputs read ahead and answered together"] = 64
+    threads: Annotated[int | None, "CPU threads; default: all cores"] = None
+    json: Annotated[bool, "one JSON object an input: input, answer, score, alternatives"] = False
+
+    def run(self) -> Iterator[Any]:
+        """Yields a string (or with `json` a dictionary) for each input, in order."""
+        import torch
+
+        from plait.errors import InputError
+        from plait.hub import load
+
+        if self.beams < 1 or not 1 <= self.n_best <= self.beams:
+            raise InputError(f"--beams {self.beams} --n-best {self.n_best}: at least one beam is needed, and n-best at most as many")
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        model = load(self.model)
+        texts = iter(self.input) if self.input else stdin_lines()
+        while batch := list(islice(texts, self.batch if self.input or not _interactive() else 1)):
+            answers = model.answers(batch, beams=self.beams, length_penalty=self.length_penalty, n_best=self.n_best)
+            for text, answer in zip(batch, answers, strict=True):
+                if not self.json:
+                    yield answer.text
+                    continue
+                others = [{"answer": t, "score": s} for t, s in answer.alternatives]
+                yield {"input": text, "answer": answer.text, "score": answer.score, "alternatives": others}
+
+
+def _interactive() -> bool:
+    """A person, or a program that waits for each answer, must not wait for a full batch."""
+    import sys
+
+    return sys.stdin is not None and sys.stdin.isatty()

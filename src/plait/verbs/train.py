@@ -1,0 +1,110 @@
+"""plait train: from files to a trained model."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from plait.errors import InputError
+from plait.verbs import positional
+
+BUDGET = ("minutes", "steps", "epochs")
+FREE = {"out", "resume", "threads", "quiet", "save_seconds"}  # may differ between a run and its resumption
+
+
+@dataclass
+class Train:
+    """Train a model on your own data, from files to a run folder."""
+
+    task: Annotated[Literal["translation"], positional, "what is learned"]
+    out: Annotated[Path, "RUN", "the run folder to make"]
+    data: Annotated[list[str], "FILES", "pairs: TSV, JSON lines, two parallel files, .po or .mo, each also .gz; or a built-in set's name"] = field(
+        default_factory=list
+    )
+    valid: Annotated[list[str], "FILES", "pairs for validation; default: some sources of the data are held out"] = field(default_factory=list)
+    minutes: Annotated[float | None, "wall time from the start of the process"] = None
+    steps: Annotated[int | None, "optimizer steps"] = None
+    epochs: Annotated[float | None, "passes over the data"] = None
+    preset: Annotated[str | None, "MODEL-SIZE", "vaswani-base, modern-small ...; default: fitted to data and budget"] = None
+    tokenizer: Annotated[str | None, "KIND", "bpe, unigram, words, characters or a tokenizer.json; default: seen from the data"] = None
+    target_tokenizer: Annotated[str | None, "KIND", "for the answers, where it is to be another"] = None
+    vocab_size: Annotated[int | None, "tokens of a bpe or unigram tokenizer; default: fitted to the data"] = None
+    context: Annotated[int, "longest sequence in tokens on either side; longer ones are cut, and counted"] = 256
+    dropout: Annotated[float | None, "default: the preset's"] = None
+    smoothing: Annotated[float | None, "label smoothing; default 0.1"] = None
+    optimizer: Annotated[Literal["muon", "adam"] | None, "default: muon for modern models, the paper's adam for vaswani"] = None
+    learning_rate: Annotated[float | None, "peak learning rate; default: the recipe's"] = None
+    schedule: Annotated[Literal["linear", "inverse-sqrt"] | None, "after the warm-up: down to zero over the budget, or the paper's 1/sqrt"] = None
+    warmup: Annotated[int | None, "steps of linear warm-up; default: the recipe's"] = None
+    weight_decay: Annotated[float, "decoupled weight decay"] = 0.0
+    clip: Annotated[float, "largest gradient norm; 0: none"] = 1.0
+    batch_tokens: Annotated[int | None, "tokens a batch, both sides, padding counted; default: fitted to the data"] = None
+    accumulate: Annotated[int, "compute each batch in so many parts, to save memory; the gradient is the same"] = 1
+    average: Annotated[int, "average the last so many evaluated weights at the end; 1: none"] = 1
+    evaluations: Annotated[int, "evaluations spread over the budget"] = 20
+    patience: Annotated[int | None, "stop after so many evaluations without a better validation loss"] = None
+    save_seconds: Annotated[float, "seconds between checkpoints"] = 60.0
+    seed: Annotated[int, "of everything that is random"] = 0
+    threads: Annotated[int | None, "CPU threads; default: all cores"] = None
+    resume: Annotated[bool, "go on with the run in --out, exactly where it stopped"] = False
+    quiet: Annotated[bool, "no progress"] = False
+
+    def run(self) -> dict[str, Any]:
+        """Train; returns where the run is and how it ended. Ctrl-C saves, and says how to go on."""
+        given = self.resumed() if self.resume else self.checked()
+        from plait.train.log import process_age  # brings torch: from here on the clock of --minutes counts
+
+        return given.fit(process_age())
+
+    def checked(self) -> "Train":
+        faults = []
+        if not self.data:
+            faults.append("--data is missing: give files of pairs, or a built-in set (`plait data` lists them)")
+        chosen = [name for name in BUDGET if getattr(self, name) is not None]
+        if len(chosen) != 1:
+            had = "none was given" if not chosen else f"{' and '.join('--' + name for name in chosen)} were given"
+            faults.append(f"one budget is needed, --minutes, --steps or --epochs: {had}")
+        for name in (*BUDGET, "learning_rate", "batch_tokens", "vocab_size", "accumulate", "average", "evaluations", "save_seconds", "threads"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                faults.append(f"--{name.replace('_', '-')} {value}: must be above 0")
+        for name in ("dropout", "smoothing"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                faults.append(f"--{name} {value}: must be at least 0 and below 1")
+        if self.context < 8:
+            faults.append(f"--context {self.context}: must be at least 8")
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            faults.append(f"--out {self.out}: is not empty: choose another folder, or go on with that run by --resume")
+        if faults:
+            raise InputError("this run cannot start", faults)
+        return self
+
+    def resumed(self) -> "Train":
+        """The settings the run was started with; what was given now must be the same."""
+        from plait.hub.runs import read_config
+
+        saved = read_config(self.out).get("train")
+        if not isinstance(saved, Mapping):
+            raise InputError(f"{self.out / 'config.json'}: does not say how the run was trained: start a new one")
+        faults, values = [], {}
+        for f in fields(self):
+            now, then = getattr(self, f.name), saved.get(f.name)
+            default = [] if f.name in ("data", "valid") else f.default
+            if f.name in FREE or f.name not in saved:
+                values[f.name] = now
+                continue
+            if now not in (default, then) and f.name != "task":
+                faults.append(f"--{f.name.replace('_', '-')}: the run has {then}, now {now} was given")
+            values[f.name] = then
+        if faults:
+            raise InputError(f"{self.out}: cannot go on with other settings: leave them out, or start a new run with another --out", faults)
+        return Train(**values)
+
+    def saved(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name not in FREE}
+
+    def fit(self, age: float) -> dict[str, Any]:
+        from plait.verbs.training import train_translation
+
+        return train_translation(self, age)

@@ -1,0 +1,200 @@
+"""What `plait train translation` does: read, clean, split, size, encode, train, keep the best."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from plait import __version__, models
+from plait.core.model import Model, parameters
+from plait.data import builtin
+from plait.data.batches import Batch, BatchOrder
+from plait.data.cleaning import clean
+from plait.data.corpus import Corpus
+from plait.data.pairs import Pair, read_pairs
+from plait.data.split import check_disjoint, split_by_source
+from plait.errors import InputError, choices
+from plait.hub import runs
+from plait.tasks.translation import TeacherForcing
+from plait.text.tokenizer import Tokenizer
+from plait.text.training import train_tokenizer
+from plait.train import sizing
+from plait.train.checkpoints import read_tensors, write_json, write_tensors
+from plait.train.log import MetricsFile, Reporter
+from plait.train.loop import Budget, Interrupted, Settings, State, Trainer
+from plait.train.recipes import recipe_for
+from plait.verbs.train import Train
+
+
+@dataclass
+class Data:
+    """Pairs ready to be encoded."""
+
+    train: list[Pair]
+    valid: list[Pair]
+
+
+def pairs_of(names: list[str], part: builtin.Part = "train") -> tuple[list[Pair], str]:
+    """Pairs of files, or of a built-in set by its name, and what was found on the way."""
+    if len(names) == 1 and not Path(names[0]).exists() and names[0].split(":")[0] in {s.name.split(":")[0] for s in builtin.sets()}:
+        return builtin.load(names[0], part), f"built-in set {names[0]}, its {part} part"
+    pairs, report = read_pairs(names)
+    return pairs, str(report)
+
+
+def read(verb: Train, say: Any) -> Data:
+    pairs, found = pairs_of(verb.data)
+    say(found)
+    pairs, report = clean(pairs)
+    say(str(report))
+    if not pairs:
+        raise InputError(f"{', '.join(verb.data)}: no usable pair is left after cleaning", [str(report)])
+    if not verb.valid:
+        train, valid = split_by_source(pairs, seed=verb.seed)
+        return Data(train, valid[:5000])
+    valid, found = pairs_of(verb.valid)
+    valid, report = clean(valid, max_ratio=None)
+    if shared := check_disjoint(pairs, valid):
+        say(f"warning: {shared} sources of --valid stand in --data too: the validation loss will flatter")
+    return Data(pairs, valid)
+
+
+def tokenizers_for(verb: Train, data: Data, say: Any) -> tuple[Tokenizer, Tokenizer]:
+    """Trained on the training part only. One joint tokenizer where both sides are subwords, else one a side."""
+    sources, targets = [p.source for p in data.train], [p.target for p in data.train]
+    kind = verb.tokenizer or sizing.text_kind(sources)
+    target_kind = verb.target_tokenizer or verb.tokenizer or sizing.text_kind(targets)
+    subwords = ("bpe", "unigram")
+    size = verb.vocab_size or sizing.vocabulary(sum(len(text.split()) for text in (*sources, *targets)))
+    if kind == target_kind and (kind in subwords or Path(kind).exists()):
+        both = train_tokenizer(kind, [*sources, *targets], size)
+        say(f"tokenizer: {kind}, joint, {both.vocab_size:,} tokens {both.note and '(' + both.note + ')'}".rstrip())
+        return both, both
+    made = [train_tokenizer(k, texts, size if k in subwords else None) for k, texts in ((kind, sources), (target_kind, targets))]
+    say(f"tokenizers: {kind} with {made[0].vocab_size:,} tokens for sources, {target_kind} with {made[1].vocab_size:,} for targets")
+    return made[0], made[1]
+
+
+def model_for(verb: Train, source: Tokenizer, target: Tokenizer, tokens: int, say: Any) -> tuple[str, dict[str, Any]]:
+    """(arch, config): the preset asked for, or the largest modern one that data and budget can train."""
+    vocab = dict(source_vocab=source.vocab_size, target_vocab=target.vocab_size)
+    tie = "all" if source is target else "target"
+    presets = {f"{arch}-{size}": (arch, config) for arch, page in models.PAGES.items() for size, config in page.PRESETS.items()}
+
+    def config_of(name: str) -> tuple[str, dict[str, Any]]:
+        arch, config = presets[name]
+        config = {**config, **vocab, **({"tie": tie} if arch == "vaswani" or source is target else {})}
+        return arch, config if verb.dropout is None else {**config, "dropout": verb.dropout}
+
+    if verb.preset is not None:
+        if verb.preset not in presets:
+            raise InputError(f"--preset {verb.preset}: there is no such preset; choose {choices(presets)}")
+        return config_of(verb.preset)
+    counts = {}
+    for name in presets:
+        if name.startswith("modern-"):
+            with torch.device("meta"):
+                counts[name] = parameters(models.build(*config_of(name)))
+    name, why = sizing.pick(counts, tokens, seconds=verb.minutes and verb.minutes * 60, epochs=verb.epochs)
+    say(f"preset: {name}, for {why}")
+    return config_of(name)
+
+
+def train_translation(verb: Train, age: float) -> dict[str, Any]:
+    """`age`: seconds the process had already lived, for `--minutes`."""
+    started = time.perf_counter() - age
+    if verb.threads:
+        torch.set_num_threads(verb.threads)
+    reporter = Reporter(verb.quiet)
+    say = reporter.say
+    data = read(verb, say)
+    out = verb.out
+    saved = runs.read_config(out) if verb.resume else None
+    if saved:
+        source = Tokenizer.load(out / runs.TOKENIZER)
+        target = Tokenizer.load(out / runs.TARGET_TOKENIZER) if (out / runs.TARGET_TOKENIZER).exists() else source
+    else:
+        source, target = tokenizers_for(verb, data, say)
+    corpus, valid = (Corpus.encode(part, source, target, verb.context, verb.context) for part in (data.train, data.valid))
+    say(str(corpus.report))
+    tokens = int(corpus.lengths.sum())
+    arch, config = (saved["arch"], saved["config"]) if saved else model_for(verb, source, target, tokens, say)
+    batch_tokens = saved["batch_tokens"] if saved else verb.batch_tokens or sizing.batch_tokens(tokens)
+    order = BatchOrder(corpus.lengths, batch_tokens, verb.seed)
+    if saved and saved["data_fingerprint"] != order.fingerprint:
+        raise InputError(f"{', '.join(verb.data)}: the data changed since this run began; put the old files back, or start a new run with another --out")
+    torch.manual_seed(verb.seed)
+    net = models.build(arch, config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net.to(device)
+    say(f"model: {arch}, {parameters(net):,} parameters; {len(corpus):,} pairs to learn from, {len(valid):,} to validate; {batch_tokens:,} tokens a batch")
+    recipe = recipe_for(verb, arch, config)
+    if not saved:
+        out.mkdir(parents=True, exist_ok=True)
+        source.save(out / runs.TOKENIZER)
+        if target is not source:
+            target.save(out / runs.TARGET_TOKENIZER)
+        described = {"format": runs.FORMAT, "plait": __version__, "task": "translation", "arch": arch, "config": config}
+        answers = min(verb.context, int(1.25 * corpus.targets.lengths.max()) + 4)  # no answer is expected to be much longer than any seen
+        widest = {"max_source": verb.context, "max_target": answers, "batch_tokens": batch_tokens, "data_fingerprint": order.fingerprint}
+        write_json(out / runs.CONFIG, {**described, **widest, "recipe": recipe.described(), "train": verb.saved()})
+    trainer = Trainer(
+        net,
+        TeacherForcing(recipe.smoothing),
+        recipe.optimizer(net),
+        recipe.schedule(),
+        lambda epoch, position: stream(corpus, order, epoch, position),
+        lambda epoch: len(order.batches(epoch)),
+        list(batches(valid)),
+        Budget(verb.minutes, verb.steps, verb.epochs, started),
+        Settings(verb.clip or None, verb.accumulate, verb.evaluations, verb.patience, verb.average, verb.save_seconds),
+        out,
+        reporter,
+    )
+    if saved and trainer.last.exists():
+        trainer.resume()
+        say(f"going on at step {trainer.state.step:,}")
+        if trainer.state.finished:
+            raise InputError(f"{out}: this run is finished (step {trainer.state.step:,}): start a new one with another --out for a longer budget")
+    try:
+        with reporter:
+            state = trainer.fit()
+    except Interrupted:
+        raise KeyboardInterrupt(f"stopped at step {trainer.state.step:,}, everything is saved; go on with: plait train translation --out {out} --resume") from None
+    return finish(out, net, trainer, state, say)
+
+
+def finish(out: Path, net: Model, trainer: Trainer, state: State, say: Any) -> dict[str, Any]:
+    """The best of what was evaluated, or the average of the last weights where that is better, becomes the model."""
+    best, note = read_tensors(trainer.folder / "best.safetensors")
+    chosen, valid_loss = f"step {note['step']}", state.best
+    if (mean := trainer.averaged()) is not None:
+        net.load_state_dict(mean)
+        if (averaged := trainer.valid_loss()) < valid_loss:
+            best, chosen, valid_loss = mean, f"the average of the last {trainer.settings.average} evaluations", averaged
+    net.load_state_dict(best)
+    write_tensors(out / runs.WEIGHTS, best, {"chosen": chosen})
+    from plait.train.curves import draw_curves
+
+    if not draw_curves(MetricsFile(out / "metrics.jsonl").rows(), out / "curves.png"):
+        say("no curves.png: matplotlib is not installed (pip install 'plait[plot]')")
+    say(f"kept the weights of {chosen}: validation loss {valid_loss:.4f} nats a token; {state.step:,} steps in {state.seconds:,.0f} s")
+    result = {"run": str(out), "steps": state.step, "epochs": round(state.epoch + 1, 2), "seconds": round(state.seconds, 1)}
+    return {**result, "tokens": state.tokens, "valid_loss": round(valid_loss, 5), "parameters": parameters(net)}
+
+
+def stream(corpus: Corpus, order: BatchOrder, epoch: int, position: int) -> Iterator[tuple[int, int, Batch]]:
+    for epoch, position, rows in order.stream(epoch, position):
+        yield epoch, position + 1, corpus.batch(rows)
+
+
+def batches(corpus: Corpus, tokens: int = 8192) -> Iterator[Batch]:
+    """All rows once, by length."""
+    for rows in BatchOrder(corpus.lengths, tokens).batches(0):
+        yield corpus.batch(np.sort(rows))
+
+

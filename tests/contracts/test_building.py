@@ -1,0 +1,75 @@
+"""Builds on meta; saved = loaded; nothing is stored twice; every parameter learns."""
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from plait.core.model import parameters
+
+
+def ids(rows, length, seed=0):
+    return torch.randint(0, 29, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def test_builds_on_meta_and_comes_to_life(tiny, net):
+    with torch.device("meta"):
+        twin = tiny()
+    assert {p.device.type for p in twin.parameters()} == {"meta"}
+    assert list(twin.buffers()) == []  # to_empty leaves computed buffers as garbage
+    assert twin(ids(2, 5).to("meta"), ids(2, 4).to("meta"))["decoder"].x.shape[:2] == (2, 4)
+    twin = twin.double().to_empty(device="cpu")
+    twin.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        a, b = (m(ids(2, 5), ids(2, 4, 1)) for m in (twin, net))
+        assert torch.equal(a["decoder"].x, b["decoder"].x)
+        assert torch.equal(twin.heads["lm"](a["decoder"].x), net.heads["lm"](b["decoder"].x))
+
+
+def test_saved_is_loaded(tiny, net, tmp_path):
+    save_file(net.state_dict(), tmp_path / "model.safetensors")  # refuses memory that is shared
+    twin = tiny().double()
+    twin.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    with torch.no_grad():
+        a, b = (m.heads["lm"](m(ids(2, 5), ids(2, 4, 1))["decoder"].x) for m in (twin, net))
+    assert torch.equal(a, b)
+
+
+def test_nothing_is_stored_or_counted_twice(net):
+    state = net.state_dict()
+    assert parameters(net) == sum(t.numel() for t in state.values())
+    assert len({t.data_ptr() for t in state.values()}) == len(state)
+    assert sorted(state) == sorted(name for name, _ in net.named_parameters())
+
+
+def test_every_parameter_learns(net):
+    net.zero_grad()
+    net.train()
+    logits = net.heads["lm"](net(ids(3, 6), ids(3, 5, 1))["decoder"].x)
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids(3, 5, 2).flatten()).backward()
+    for name, p in net.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.isfinite().all(), name
+        if name.endswith("k_proj.bias"):  # shifts all scores of a query alike: softmax does not see it
+            assert p.grad.abs().max() < 1e-12, name
+        else:
+            assert p.grad.abs().max() > 1e-12, name
+    net.zero_grad()
+
+
+def test_every_preset_builds_on_meta(arch):
+    from plait.models import PAGES, build
+
+    with torch.device("meta"):
+        sizes = {name: parameters(build(arch, {**preset, "source_vocab": 100, "target_vocab": 100})) for name, preset in PAGES[arch].PRESETS.items()}
+    assert list(sizes.values()) == sorted(sizes.values())  # each larger than the one before
+    assert len(set(sizes.values())) == len(sizes)
+
+
+def test_dropout_is_only_for_training(tiny):
+    torch.manual_seed(0)
+    net = tiny(dropout=0.5)
+    a, b = (net(ids(2, 5), ids(2, 4))["decoder"].x for _ in range(2))
+    assert not torch.equal(a, b)
+    net.eval()
+    a, b = (net(ids(2, 5), ids(2, 4))["decoder"].x for _ in range(2))
+    assert_close(a, b, rtol=0, atol=0)

@@ -1,0 +1,134 @@
+"""cached = uncached; alone = in a padded batch; left padded = right padded; every kernel = the reference; the future is not seen."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from plait.core.cache import Cache
+from plait.core.kernels import reference, sdpa
+from plait.core.stream import Stream, Watcher
+
+VOCAB = 29
+EXACT = dict(rtol=1e-9, atol=1e-10)  # float64: rounding only
+LENGTHS = st.lists(st.integers(1, 7), min_size=2, max_size=3)
+few = settings(max_examples=6, deadline=None, derandomize=True)
+
+
+def ids(rows, length, seed=0):
+    return torch.randint(0, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def batch(lengths, left, seed):
+    """Rows of the given lengths, padded with a token that is a word elsewhere: only `real` tells it apart."""
+    width = max(lengths)
+    x, real = ids(len(lengths), width, seed), torch.zeros(len(lengths), width, dtype=torch.bool)
+    where = [slice(width - n, None) if left else slice(n) for n in lengths]
+    rows = ids(len(lengths), width, seed + 1)
+    for i, (w, n) in enumerate(zip(where, lengths, strict=True)):
+        real[i, w] = True
+        x[i, w] = rows[i, :n]
+    return Stream(x, real=real), where, [rows[i : i + 1, :n] for i, n in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+@few
+@given(sources=LENGTHS, data=st.data())
+def test_alone_is_in_a_padded_batch(net, left, sources, data):
+    targets = data.draw(st.lists(st.integers(1, 7), min_size=len(sources), max_size=len(sources)))
+    with torch.no_grad():
+        source, places, source_rows = batch(sources, left, 10)
+        target, target_places, target_rows = batch(targets, left, 20)
+        together = net(encoder=source, decoder=target)
+        for i, (s, t) in enumerate(zip(source_rows, target_rows, strict=True)):
+            alone = net(encoder=s, decoder=t)
+            assert_close(together["encoder"].x[i : i + 1, places[i]], alone["encoder"].x, **EXACT)
+            assert_close(together["decoder"].x[i : i + 1, target_places[i]], alone["decoder"].x, **EXACT)
+
+
+@few
+@given(chunks=st.lists(st.integers(1, 4), min_size=1, max_size=5), padding=st.integers(0, 3))
+def test_cached_is_uncached(net, chunks, padding):
+    """Uneven chunks of new tokens, the second row padded on the left, against one forward of each row alone."""
+    length = sum(chunks)
+    padding = min(padding, length - 1)
+    x, source = ids(2, length, 3), ids(2, 5, 4)
+    real = torch.ones(2, length, dtype=torch.bool)
+    real[1, :padding] = False
+    with torch.no_grad():
+        memories = {"encoder": net.run("encoder", source)}
+        cache, parts, at = Cache(length), [], 0
+        for n in chunks:
+            new = slice(at, at + n)
+            parts.append(net.run("decoder", cache.stream(x[:, new], real[:, new] if padding else None), memories, cache).x)
+            at += n
+        cached = torch.cat(parts, 1)
+        for i, skip in enumerate((0, padding)):
+            alone = net(encoder=source[i : i + 1], decoder=x[i : i + 1, skip:])["decoder"].x
+            assert_close(cached[i : i + 1, skip:], alone, **EXACT)
+
+
+def test_beams_share_their_source(net):
+    source, x = ids(2, 5, 1), ids(6, 4, 2)
+    with torch.no_grad():
+        memory = net.run("encoder", source)
+        few_memories = net.run("decoder", x, {"encoder": memory}).x
+        repeated = net(encoder=source.repeat_interleave(3, 0), decoder=x)["decoder"].x
+    assert_close(few_memories, repeated, **EXACT)
+
+
+def test_every_kernel_is_the_reference(net):
+    outs = []
+    for kernel in (reference, sdpa):
+        twin = copy.deepcopy(net)
+        twin.kernel = kernel
+        source, _, _ = batch([5, 3], False, 10)
+        target, _, _ = batch([4, 6], True, 20)
+        out = twin(encoder=source, decoder=target)["decoder"]
+        (out.x * target.real[..., None]).square().mean().backward()
+        outs.append([out.x.detach()[target.real], *(p.grad for p in twin.parameters())])
+    for a, b in zip(*outs, strict=True):
+        assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_the_future_and_the_padding_change_nothing_bit_for_bit(net):
+    source, x = ids(2, 5, 1), ids(2, 6, 2)
+    real = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    other_source = torch.where(real, source, (source + 7) % VOCAB)
+    later = x.clone()
+    later[:, 4:] = (later[:, 4:] + 5) % VOCAB
+    with torch.no_grad():
+        a = net(encoder=Stream(source, real=real), decoder=x)["decoder"].x
+        b = net(encoder=Stream(other_source, real=real), decoder=later)["decoder"].x
+        c = net(encoder=Stream((source + 7) % VOCAB, real=real), decoder=x)["decoder"].x
+    assert torch.equal(a[:, :4], b[:, :4])
+    assert ((a[:, 4:] - b[:, 4:]).abs().amax(-1) > 1e-6).all()  # the present is seen
+    assert ((a - c).abs().amax(-1) > 1e-6).all()  # and so is the source, by every row
+
+
+def test_recorded_attention_rows_sum_to_one(net):
+    class All(Watcher):
+        def __init__(self):
+            self.seen = {}
+
+        def wants(self, path):
+            return True
+
+        def see(self, path, weights):
+            self.seen[path] = weights
+
+    watch, (source, _, _) = All(), batch([5, 3], False, 10)
+    x = ids(2, 4)
+    with torch.no_grad():
+        plain = net(encoder=source, decoder=x)["decoder"].x
+        assert torch.equal(net(encoder=source, decoder=x, watch=watch)["decoder"].x, plain)
+    assert {path[0] for path in watch.seen} == {"encoder", "decoder"}
+    for (tower, _, step), weights in watch.seen.items():
+        assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
+        if tower == "decoder" and step == "self_attn":
+            assert weights.triu(1).abs().max() == 0
+        if step == "cross_attn" or tower == "encoder":
+            assert weights[1, :, :, 3:].abs().max() == 0  # padding of the source
