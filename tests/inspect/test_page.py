@@ -86,7 +86,7 @@ def test_hostile_tokens_and_titles_stay_text(tmp_path):
     text = written(tmp_path, maps, title=HOSTILE + "{{data}}", source=HOSTILE, answer='"><b>', model="{{script}}")
     seen = Elements(text)
     assert seen.names.count("script") == 2 and seen.names.count("img") == 0 and seen.names.count("b") == 0
-    assert text.count("alert(1)") == 3 + len(re.findall(r"u003e\w*alert\(1\)|onerror=alert\(1\)", text))  # title twice, source: escaped
+    assert HOSTILE not in text and text.count("<script") == text.count("</script") == 2
     assert seen.text["title"][0] == HOSTILE + "{{data}}"
     view = data_of(text)["views"][0]
     assert view["queries"] == [HOSTILE, "<!--"] and view["keys"] == ["<img␣src=x␣onerror=alert(1)>", "&lt;"]
@@ -125,10 +125,12 @@ def test_equal_steps_of_the_ramp_look_equal(dark):
     assert colours.shape == (256, 3) and colours.dtype == np.uint8
     rgb = colours / 255.0
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    to_lms = np.array(
-        [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566], [0.0883024619, 0.2817188376, 0.6299787005]]
-    )
-    lightness = np.cbrt(linear @ to_lms.T) @ [0.2104542553, 0.7936177850, -0.0040720468]
+    to_lms = [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+    lightness = np.cbrt(linear @ np.transpose(to_lms)) @ [0.2104542553, 0.7936177850, -0.0040720468]
     line = np.linspace(lightness[0], lightness[-1], 256)
     assert np.abs(lightness - line).max() < 0.015  # clipping at the edge of what a screen shows bends it a little
     assert (lightness[-1] > lightness[0]) == dark and abs(lightness[-1] - lightness[0]) > 0.6

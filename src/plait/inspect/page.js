@@ -175,7 +175,10 @@ addEventListener("keydown", (event) => {
   event.preventDefault();
   const turn = step[0] + step[1];
   if (tabs) go((now.kind + turn + VIEWS.length) % VIEWS.length, now.layer, now.head).then(() => $(`tab${now.kind}`).focus());
-  else if (line) (turn > 0 ? event.target.nextSibling : event.target.previousSibling)?.focus();
+  else if (line) {
+    const next = turn > 0 ? event.target.nextSibling : event.target.previousSibling;
+    if (next) { next.focus(); next.click(); }
+  }
   else go(now.kind, now.layer + step[0], now.head + step[1]).then(() => { if (grid) $("grid").querySelector("[aria-checked=true]").focus(); });
 });
 $("tabs").replaceChildren(...VIEWS.map((v, i) => make("button", { role: "tab", id: `tab${i}`, "data-kind": i, "aria-controls": "view" }, v.kind[0].toUpperCase() + v.kind.slice(1))));
@@ -187,7 +190,6 @@ for (const id of ["queries", "keys"]) {
   const line = $(id), chip = (event) => event.target.closest("button");
   const pin = (event) => { const b = chip(event); if (b) { now.hover = null; go(now.kind, now.layer, now.head, { side: b.dataset.side, i: +b.dataset.i }); } };
   line.onclick = pin;
-  line.addEventListener("focusin", (event) => { if (event.target.matches(":focus-visible")) pin(event); });
   line.onpointerover = (event) => { const b = chip(event); if (b && event.pointerType === "mouse") { now.over = true; now.hover = { [b.dataset.side]: +b.dataset.i }; mark(); draw(); } };
   line.onpointerleave = () => { now.over = false; now.hover = null; mark(); draw(); };
 }

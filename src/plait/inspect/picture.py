@@ -28,23 +28,21 @@ def _labels(tokens: list[str]) -> tuple[range, list[str]]:
     return places, [t if len(t) <= LONGEST else t[: LONGEST - 1] + "…" for t in shown]
 
 
-def _heat(axes: "Axes", maps: Maps, layer: int, head: int, colours: Any, *, label: bool) -> Any:
-    """One head's map on its axes; returns the image, which a colour bar needs."""
+def _heat(axes: "Axes", maps: Maps, layer: int, head: int, colours: Any, *, wide: float) -> Any:
+    """One head's map on its axes; returns the image, which a colour bar needs. `wide` inches, or 0 for no labels."""
     from matplotlib.colors import PowerNorm
 
     image = axes.imshow(maps.weights[layer, head], cmap=colours, norm=PowerNorm(BEND, 0, 1), aspect="auto", interpolation="nearest")
     axes.spines[:].set_color("#c9c9d0")
     axes.tick_params(length=0, labelsize=9 if max(maps.weights.shape[2:]) <= 30 else 7, colors="#44454f")
-    if not label:
+    if not wide:
         axes.set(xticks=[], yticks=[])
         return image
     for axis, tokens in ((axes.xaxis, maps.keys), (axes.yaxis, maps.queries)):
         places, labels = _labels(tokens)
         axis.set_ticks(places, labels, parse_math=False)  # a token "$" is no formula
     axes.xaxis.tick_top()
-    if max(map(len, _labels(maps.keys)[1])) * 6 > 0.75 * 72 * axes.get_figure(root=True).get_figwidth() / len(
-        maps.keys
-    ):  # points: letters are about 6 wide
+    if max(map(len, _labels(maps.keys)[1])) * 6 > 0.75 * 72 * wide / len(maps.keys):  # points: letters are about 6 wide
         axes.tick_params(axis="x", labelrotation=90)
     axes.set_xlabel("keys: what is looked at", color="#62646f", fontsize=9)
     axes.set_ylabel("queries: what looks", color="#62646f", fontsize=9)
@@ -78,7 +76,7 @@ def draw(path: str | Path, maps: Maps, *, layer: int | None = None, head: int | 
     panels = figure.subplots(down, across, squeeze=False).ravel()
     image = None
     for axes, index in zip(panels, chosen, strict=False):
-        image = _heat(axes, maps, layer, index, colours, label=large)
+        image = _heat(axes, maps, layer, index, colours, wide=wide if large else 0)
         if not large:
             axes.set_title(f"head {index}", fontsize=9, color="#44454f", pad=3)
     for axes in panels[len(chosen) :]:
