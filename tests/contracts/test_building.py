@@ -60,7 +60,10 @@ def test_every_preset_builds_on_meta(arch):
     from plait.models import PAGES, build
 
     with torch.device("meta"):
-        sizes = {name: parameters(build(arch, {**preset, "source_vocab": 100, "target_vocab": 100})) for name, preset in PAGES[arch].PRESETS.items()}
+        sizes = {
+            name: parameters(build(arch, {**preset, "source_vocab": 100, "target_vocab": 100}))
+            for name, preset in PAGES[arch].PRESETS.items()
+        }
     assert list(sizes.values()) == sorted(sizes.values())  # each larger than the one before
     assert len(set(sizes.values())) == len(sizes)
 

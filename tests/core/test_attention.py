@@ -30,7 +30,9 @@ def run(attention, x, kernel=sdpa, memory=None, **where):
 
 @KERNELS
 @pytest.mark.parametrize("bias", ["qkvo", "qvo", ""])
-@pytest.mark.parametrize("slots", [{}, dict(n_kv_heads=2), dict(d_head=5, scale=1.0), dict(mask=causal)], ids=["plain", "grouped", "wide", "causal"])
+@pytest.mark.parametrize(
+    "slots", [{}, dict(n_kv_heads=2), dict(d_head=5, scale=1.0), dict(mask=causal)], ids=["plain", "grouped", "wide", "causal"]
+)
 def test_attention_is_the_formula(kernel, bias, slots):
     """Vaswani et al. 2017, section 3.2.2, by loops over rows, heads and queries."""
     torch.manual_seed(0)
@@ -75,11 +77,17 @@ def test_self_attention_is_torchs(kernel):
     table = torch.rand(6, 6) < 0.5
     table.fill_diagonal_(True)
     real = torch.tensor([[True] * 6, [True] * 4 + [False] * 2, [True] * 5 + [False]])
-    for mask, attn_mask in ((None, None), (causal, torch.ones(6, 6).triu(1).bool()), (Blocks(1, tuple(map(tuple, table.tolist()))), ~table)):
+    for mask, attn_mask in (
+        (None, None),
+        (causal, torch.ones(6, 6).triu(1).bool()),
+        (Blocks(1, tuple(map(tuple, table.tolist()))), ~table),
+    ):
         for padding in (None, real):
             if padding is not None and mask is not None and mask is not causal:
                 continue  # a random table may leave a query nothing that is real: torch answers NaN there
-            expected, w = theirs(x, x, x, attn_mask=attn_mask, key_padding_mask=None if padding is None else ~padding, average_attn_weights=False)
+            expected, w = theirs(
+                x, x, x, attn_mask=attn_mask, key_padding_mask=None if padding is None else ~padding, average_attn_weights=False
+            )
             ours = copied(theirs, Attention(16, 4, mask=mask))
             seen = Seen()
             out = ours(x, Call(Stream(x, real=padding), kernel, watch=seen), ("here",))
@@ -187,7 +195,9 @@ def test_beams_read_the_memory_of_their_source(kernel, padded, cached, length):
 
 
 @pytest.mark.parametrize("slots", [dict(add_pos=True), dict(rotary=Rotary())], ids=["add_pos", "rotary"])
-@pytest.mark.xfail(reason="rows that share a source are folded into its queries, the stream's positions are not", raises=RuntimeError, strict=True)
+@pytest.mark.xfail(
+    reason="rows that share a source are folded into its queries, the stream's positions are not", raises=RuntimeError, strict=True
+)
 def test_beams_with_positions_of_their_own(slots):
     torch.manual_seed(0)
     cross = randomised(CrossAttention(8, 2, **slots)).double()
@@ -217,7 +227,9 @@ def test_attention_dropout_in_training_only():
 
 
 def test_widths_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"d_model=768 does not divide into n_heads=11: give d_head, or choose n_heads among 1, 2, 3, 4, 6, 8, 12, 16"):
+    with pytest.raises(
+        ValueError, match=r"d_model=768 does not divide into n_heads=11: give d_head, or choose n_heads among 1, 2, 3, 4, 6, 8, 12, 16"
+    ):
         Attention(768, 11)
     Attention(16, 3, d_head=4)
     with pytest.raises(ValueError, match="n_heads=6 does not divide into n_kv_heads=4"):

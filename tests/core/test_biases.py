@@ -73,7 +73,14 @@ PAPER_16 = [2 ** (-0.5 * i) for i in range(1, 17)]
 
 @pytest.mark.parametrize(
     ("n_heads", "slopes"),
-    [(8, PAPER_8), (16, PAPER_16), (1, [2**-8]), (2, [2**-4, 2**-8]), (12, PAPER_8 + PAPER_16[::2][:4]), (6, [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3])],
+    [
+        (8, PAPER_8),
+        (16, PAPER_16),
+        (1, [2**-8]),
+        (2, [2**-4, 2**-8]),
+        (12, PAPER_8 + PAPER_16[::2][:4]),
+        (6, [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]),
+    ],
 )
 def test_alibi_slopes(n_heads, slopes):
     bias = ALiBi(n_heads)

@@ -3,7 +3,6 @@
 import math
 
 import torch
-from torch.testing import assert_close
 
 from plait.core.embeddings import Dropped, Each, Embed, Tokens
 from plait.core.norms import RMSNorm

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from plait.core import feedforward
-from plait.core.feedforward import FFN, gelu, gelu_tanh, relu, relu2, silu
+from plait.core.feedforward import FFN, gelu, gelu_tanh, relu, silu
 
 
 def by_hand(name, a):

@@ -140,7 +140,7 @@ def test_matching_finds_by_suffix_or_says_so():
     net = model()
     assert len(matching(net, "q_proj.weight")) == 2 + 2 + 6
     assert len(matching(net, "q_proj.weight", "o_proj.bias")) == 20
-    with pytest.raises(ValueError, match="no parameter ends with 'qproj.weight'"):
+    with pytest.raises(ValueError, match=r"no parameter ends with 'qproj.weight'"):
         matching(net, "q_proj.weight", "qproj.weight")
 
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -46,10 +45,13 @@ class Attention(nn.Module):
             fits = ", ".join(str(n) for n in range(1, d_model + 1) if d_model % n == 0 and d_model // n >= 8)
             raise ValueError(f"d_model={d_model} does not divide into n_heads={n_heads}: give d_head, or choose n_heads among {fits}")
         if n_heads % n_kv:
-            raise ValueError(f"n_heads={n_heads} does not divide into n_kv_heads={n_kv}: each key head serves a whole number of query heads")
+            raise ValueError(
+                f"n_heads={n_heads} does not divide into n_kv_heads={n_kv}: each key head serves a whole number of query heads"
+            )
         self.d_head = d_head or d_model // n_heads
         self.scale = self.d_head**-0.5 if scale is None else scale
-        self.mask, self.rotary, self.score_bias, self.add_pos, self.dropout = mask, rotary, score_bias, add_pos, dropout
+        self.mask, self.rotary, self.add_pos, self.dropout = mask, rotary, add_pos, dropout
+        self.score_bias: Any = score_bias
         self.q_proj = Linear(d_model, n_heads * self.d_head, bias="q" in bias)
         self.k_proj = Linear(d_source or d_model, n_kv * self.d_head, bias="k" in bias)
         self.v_proj = Linear(d_source or d_model, n_kv * self.d_head, bias="v" in bias)
@@ -61,7 +63,7 @@ class Attention(nn.Module):
         if self.memory is not None:
             k, v, places = self.memory(k, v, places, call)
         mask = call.once((self.mask, id(self.score_bias), places), lambda: self.lowered(call, places))
-        bias = None if self.score_bias is None or self.score_bias.fixed else self.score_bias(q, call.stream.places, places)
+        bias = self.score_bias(q, call.stream.places, places) if self.score_bias is not None and not self.score_bias.fixed else None
         if call.watch is not None and call.watch.wants(path):
             call.watch.see(path, kernels.weights(q, k, mask, bias, self.scale))
         out = call.kernel.attend(q, k, v, mask, bias, self.scale, self.dropout if self.training else 0.0)
@@ -79,11 +81,12 @@ class Attention(nn.Module):
         x = x if norm is None else norm(x)
         return x if self.rotary is None else self.rotary(x, stream, call)
 
+    def placed(self, x: Tensor, stream: Stream) -> Tensor:
+        return x + stream.pos if self.add_pos and stream.pos is not None else x
+
     def queries_keys_values(self, x: Tensor, call: Call, path: tuple) -> tuple[Tensor, Tensor, Tensor, Places]:
-        if self.add_pos and call.stream.pos is not None:
-            q, k, v = *project(x + call.stream.pos, self.q_proj, self.k_proj), self.v_proj(x)
-        else:
-            q, k, v = project(x, self.q_proj, self.k_proj, self.v_proj)
+        at = self.placed(x, call.stream)
+        q, k, v = project(x, self.q_proj, self.k_proj, self.v_proj) if at is x else (*project(at, self.q_proj, self.k_proj), self.v_proj(x))
         q = self.turned(self.heads(q), self.q_norm, call.stream, call)
         k = self.turned(self.heads(k), self.k_norm, call.stream, call)
         if call.cache is None:
@@ -101,18 +104,15 @@ class CrossAttention(Attention):
         super().__init__(d_model, n_heads, **slots)
         self.source = source
 
+    def keys_values(self, memory: Stream, call: Call) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, G, S, K] of the other tower's stream."""
+        at = self.placed(memory.x, memory)
+        k, v = project(memory.x, self.k_proj, self.v_proj) if at is memory.x else (self.k_proj(at), self.v_proj(memory.x))
+        return self.turned(self.heads(k), self.k_norm, memory, call), self.heads(v)
+
     def queries_keys_values(self, x: Tensor, call: Call, path: tuple) -> tuple[Tensor, Tensor, Tensor, Places]:
         memory = call.memories[self.source]
         x = x.reshape(memory.x.shape[0], -1, x.shape[-1])  # the rows that share a source become further queries of it
-        with_pos = self.add_pos and call.stream.pos is not None
-        q = self.turned(self.heads(self.q_proj(x + call.stream.pos if with_pos else x)), self.q_norm, call.stream, call)
-
-        def keys_values() -> tuple[Tensor, Tensor]:
-            if self.add_pos and memory.pos is not None:
-                k, v = self.k_proj(memory.x + memory.pos), self.v_proj(memory.x)
-            else:
-                k, v = project(memory.x, self.k_proj, self.v_proj)
-            return self.turned(self.heads(k), self.k_norm, memory, call), self.heads(v)
-
-        k, v = keys_values() if call.cache is None else call.cache.once(path, keys_values)
+        q = self.turned(self.heads(self.q_proj(self.placed(x, call.stream))), self.q_norm, call.stream, call)
+        k, v = self.keys_values(memory, call) if call.cache is None else call.cache.once(path, lambda: self.keys_values(memory, call))
         return q, k, v, memory.places

@@ -26,7 +26,9 @@ class Cache:
         rows, new = x.shape[:2]
         stop = self.length + new
         if stop > self.max_length:
-            raise ValueError(f"the cache holds {self.max_length} entries, {self.length} are taken and {new} more were given: make it longer")
+            raise ValueError(
+                f"the cache holds {self.max_length} entries, {self.length} are taken and {new} more were given: make it longer"
+            )
         if real is None and self.real is None:
             return Stream(x, start=self.length)
         if self.real is None:

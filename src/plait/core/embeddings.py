@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from plait.core.dropout import dropout
 from plait.core.stream import Stream
@@ -65,5 +65,3 @@ class Embed(nn.Module):
         for name in self.parts:
             s = getattr(self, name)(s)
         return s
-
-

@@ -1,4 +1,4 @@
-"""The one weight matrix of the library: every projection of every model is a `Linear`, so that passes (LoRA, int8, sharding) meet it here."""
+"""The one weight matrix of the library: every projection is a `Linear`, so that passes (LoRA, int8, sharding) meet it here."""
 
 from collections.abc import Sequence
 
@@ -38,12 +38,11 @@ def project(x: Float[Tensor, "... d_in"], *layers: nn.Module) -> Sequence[Tensor
     Joining the weights costs one copy of them, which is small beside the product from a few dozen rows on; below that
     (single-token decoding) reading the weights is the whole cost and they are left where they are.
     """
-    plain = all(type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks) for layer in layers)
-    if not plain or len(layers) < 2 or x.numel() // x.shape[-1] < 128:
+    plain = [layer for layer in layers if type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks)]
+    if len(plain) < len(layers) or len(layers) < 2 or x.numel() // x.shape[-1] < 128:
         return [layer(x) for layer in layers]
-    weight = torch.cat([layer.weight for layer in layers])
-    biases = [layer.bias for layer in layers]
+    widths = [layer.weight.shape[0] for layer in plain]
     bias = None
-    if any(b is not None for b in biases):
-        bias = torch.cat([b if b is not None else x.new_zeros(layer.weight.shape[0]) for b, layer in zip(biases, layers, strict=True)])
-    return F.linear(x, weight, bias).split([layer.weight.shape[0] for layer in layers], dim=-1)
+    if any(layer.bias is not None for layer in plain):
+        bias = torch.cat([x.new_zeros(width) if layer.bias is None else layer.bias for layer, width in zip(plain, widths, strict=True)])
+    return F.linear(x, torch.cat([layer.weight for layer in plain]), bias).split(widths, dim=-1)

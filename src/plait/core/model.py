@@ -31,16 +31,23 @@ class Model(nn.Module):
     """Towers in running order; each cross-attention names the tower it reads. Heads turn hidden vectors into scores.
 
     net(encoder=source, decoder=target) -> {"encoder": Stream, "decoder": Stream}; net.heads["lm"](streams["decoder"].x) -> logits.
-    `kernel` is used by every attention; assign `kernels.reference` to follow the textbook formula.
+    `kernel` is used by every attention; assign `kernels.reference` to follow the textbook formula. `init` sets the initial values
+    that a paper wants other than each part's own.
     """
 
-    def __init__(self, heads: dict[str, nn.Module] | None = None, **towers: Tower):
+    def __init__(self, heads: dict[str, nn.Module] | None = None, init: Callable[["Model"], None] | None = None, **towers: Tower):
         super().__init__()
         self.towers = tuple(towers)
         for name, tower in towers.items():
             self.add_module(name, tower)
         self.heads = nn.ModuleDict(heads or {})
         self.kernel: kernels.Kernel = kernels.sdpa
+        self.init = init
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.init is not None:
+            self.init(self)
 
     def run(
         self,
@@ -85,7 +92,7 @@ def reset(module: nn.Module, seed: int | None = None) -> None:
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        for part in module.modules():
+        for part in reversed(list(module.modules())):  # the model last: its page has the last word
             if callable(own := getattr(part, "reset_parameters", None)):
                 own()
 
@@ -95,7 +102,9 @@ def matching(module: nn.Module, *suffixes: str) -> Iterable[tuple[str, nn.Parame
     named: list[tuple[str, nn.Parameter]] = list(module.named_parameters())
     for suffix in suffixes:
         if not any(name.endswith(suffix) for name, _ in named):
-            raise ValueError(f"no parameter ends with {suffix!r}; there are {sorted({name.split('.')[-2] for name, _ in named if '.' in name})}")
+            raise ValueError(
+                f"no parameter ends with {suffix!r}; there are {sorted({name.split('.')[-2] for name, _ in named if '.' in name})}"
+            )
     return [(name, p) for name, p in named if name.endswith(suffixes)]
 
 

@@ -29,6 +29,23 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, (self.d,), self.weight, self.bias, self.eps)
 
 
+class _RootMeanSquare(torch.autograd.Function):
+    """x / sqrt(mean(x²) + eps), with a backward in three passes: torch's own takes some ten on a CPU, 7x the time (docs/log.md)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, eps: float) -> Tensor:
+        rate = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        y = x * rate
+        ctx.save_for_backward(y, rate)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        y, rate = ctx.saved_tensors
+        along = torch.linalg.vecdot(grad, y).unsqueeze(-1).div_(-y.shape[-1])
+        return torch.addcmul(grad, y, along).mul_(rate), None
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation (Zhang & Sennrich 2019): y = x / sqrt(mean(x²) + eps) * (offset + weight).
 
@@ -48,4 +65,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         weight = self.weight if self.weight is None or not self.offset else self.weight + self.offset
+        if x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled():
+            y = _RootMeanSquare.apply(x, self.eps)
+            return y if weight is None else y * weight  # type: ignore[operator]
         return F.rms_norm(x, (self.d,), weight, self.eps)

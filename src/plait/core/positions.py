@@ -31,7 +31,8 @@ class Sinusoid(nn.Module):
 
     def __init__(self, base: float = 10000.0, layout: Literal["pairs", "halves"] = "pairs", first: int = 0):
         super().__init__()
-        self.base, self.layout, self.first = base, layout, first
+        self.base, self.first = base, first
+        self.layout: Literal["pairs", "halves"] = layout
         self.known: dict = {}  # the tables of positions 0..n-1, by device, dtype and width
 
     def forward(self, s: Stream) -> Stream:

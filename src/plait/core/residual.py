@@ -1,7 +1,7 @@
 """Residual rules: where the norms of a block stand, how its steps are added, dropout and stochastic depth.
 
-    pre       x + f(norm(x))              sandwich  x + norm'(f(norm(x)))
-    post      norm(x + f(x))              parallel  x + f(norm(x)) + g(norm'(x))
+pre       x + f(norm(x))              sandwich  x + norm'(f(norm(x)))
+post      norm(x + f(x))              parallel  x + f(norm(x)) + g(norm'(x))
 """
 
 from collections.abc import Callable, Iterable

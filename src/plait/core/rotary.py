@@ -12,6 +12,29 @@ from plait.core.stream import Call, Stream
 Scaling = Callable[[Tensor], Tensor]  # the rates (radians a position, [K/2], float64) -> the rates to use
 
 
+class _Turn(torch.autograd.Function):
+    """Halves (a, b) -> (a cos - b sin, b cos + a sin). Going back is turning the other way, so nothing but the tables is kept."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin, 1.0)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, sin, -1.0), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    out = torch.empty_like(x)
+    torch.mul(a, cos, out=out[..., :half]).addcmul_(b, sin, value=-sign)
+    torch.mul(b, cos, out=out[..., half:]).addcmul_(a, sin, value=sign)
+    return out
+
+
 class Rotary:
     """Turns each pair of a head's channels by position · base^(-2i/d).
 
@@ -50,8 +73,7 @@ class Rotary:
             a, b = turned.unflatten(-1, (-1, 2)).unbind(-1)
             turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
         else:
-            a, b = turned.chunk(2, -1)
-            turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+            turned = _Turn.apply(turned, cos, sin)
         return turned if rest is None else torch.cat([turned, rest], -1)
 
 

@@ -24,14 +24,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise InputError(f"{folder}: there is no such folder; give a run made by `plait train ... --out {folder}`")
     if not path.exists():
-        raise InputError(f"{folder}: has no {CONFIG}, so it is not a run (or `plait train` stopped before it began); train again with another --out")
+        raise InputError(
+            f"{folder}: has no {CONFIG}, so it is not a run (or `plait train` stopped before it began); train again with another --out"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
-        raise InputError(f"{path}: is a run of format {found}, this version of Plait reads format {FORMAT}: open it with the version that made it")
+        raise InputError(
+            f"{path}: is a run of format {found}, this version of Plait reads format {FORMAT}: open it with the version that made it"
+        )
     missing = [key for key in ("task", "arch", "config", "max_source", "max_target") if key not in config]
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}: the file was changed or written by another program")
@@ -67,7 +71,9 @@ def open_run(folder: Path, device: str = "cpu") -> "TranslationRun":
     if not weights.exists():
         best = folder / "checkpoints" / "best.safetensors"
         if not best.exists():
-            raise InputError(f"{folder}: has no {WEIGHTS} yet: training stopped before its first evaluation; go on with `plait train ... --resume`")
+            raise InputError(
+                f"{folder}: has no {WEIGHTS} yet: training stopped before its first evaluation; go on with `plait train ... --resume`"
+            )
         weights = best
     try:
         net = models.build(config["arch"], config["config"])
@@ -79,7 +85,8 @@ def open_run(folder: Path, device: str = "cpu") -> "TranslationRun":
     c = config["config"]
     if (source.vocab_size, target.vocab_size) != (c["source_vocab"], c["target_vocab"]):
         raise InputError(
-            f"{folder}: the tokenizers have {source.vocab_size} and {target.vocab_size} tokens, the model {c['source_vocab']} and {c['target_vocab']}"
+            f"{folder}: the tokenizers have {source.vocab_size} and {target.vocab_size} tokens,"
+            f" the model {c['source_vocab']} and {c['target_vocab']}: a tokenizer file was exchanged"
         )
     return TranslationRun(net.to(device).eval(), source, target, config)
 

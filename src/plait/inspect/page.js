@@ -4,7 +4,8 @@ const $ = (id) => document.getElementById(id);
 const DATA = JSON.parse($("data").textContent), VIEWS = DATA.views;
 const night = matchMedia("(prefers-color-scheme: dark)");
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif';
-const RAMPS = Object.fromEntries(Object.entries(DATA.ramp).map(([name, hex]) => [name, hex.match(/../g).map((byte) => parseInt(byte, 16))]));
+const bytes = (hex) => hex.match(/../g).map((byte) => parseInt(byte, 16));
+const RAMPS = { light: bytes(DATA.ramp.light), dark: bytes(DATA.ramp.dark) };
 // `kind` numbers a view; `head` -1 is the mean; `pin` is the chosen token {side, i}; `hover` {q, k} wins over it while it lasts
 const now = { kind: 0, layer: 0, head: 0, pin: null, hover: null, zoom: 1 };
 let view, map, box = {};
@@ -64,7 +65,8 @@ function paint(canvas, m, top, most) { // a map at most `most` cells a side; lar
 }
 function buildGrid() {
   const heads = [...(view.heads > 1 ? [-1] : []), ...Array(view.heads).keys()], grid = $("grid");
-  grid.replaceChildren(make("span", { class: "n" }), ...heads.map((h) => make("span", { class: "n", "data-head": h }, h < 0 ? "mean" : String(h))));
+  const names = heads.map((h) => make("span", { class: "n", "data-head": h }, h < 0 ? "mean" : String(h)));
+  grid.replaceChildren(make("span", { class: "n" }), ...names);
   grid.style.gridTemplateColumns = `16px repeat(${heads.length}, minmax(20px, 52px))`;
   document.body.style.setProperty("--nav", `${Math.min(360, Math.max(210, 28 + 30 * heads.length))}px`);
   for (let layer = 0; layer < view.layers; layer++) {
@@ -73,7 +75,8 @@ function buildGrid() {
       const canvas = make("canvas", {});
       canvas.style.aspectRatio = Math.min(1.6, Math.max(0.6, view.K / view.Q));
       canvas.style.imageRendering = view.K < 50 ? "pixelated" : "auto";
-      grid.append(make("button", { role: "radio", "data-layer": layer, "data-head": head, "aria-label": `layer ${layer}, ${headName(head)}` }, canvas));
+      const label = `layer ${layer}, ${headName(head)}`;
+      grid.append(make("button", { role: "radio", "data-layer": layer, "data-head": head, "aria-label": label }, canvas));
     }
   }
   paintGrid();
@@ -86,7 +89,8 @@ function paintGrid() {
 }
 function buildLines() {
   for (const [side, id] of [["q", "queries"], ["k", "keys"]])
-    $(id).replaceChildren(...view[id].map((token, i) => make("button", { role: "option", "data-side": side, "data-i": i }, make("bdi", {}, token), make("small", {}))));
+    $(id).replaceChildren(...view[id].map((token, i) =>
+      make("button", { role: "option", "data-side": side, "data-i": i }, make("bdi", {}, token), make("small", {}))));
   $("nq").textContent = `${view.Q} that look`; $("nk").textContent = `${view.K} looked at`;
 }
 
@@ -100,8 +104,8 @@ function show() { // after a change of kind, layer, head or token
     if (b.tagName === "SPAN") b.classList.toggle("on", on);
     else { b.setAttribute("aria-checked", on); b.tabIndex = on ? 0 : -1; }
   }
-  const token = now.pin.side === "q" ? `/q${now.pin.i}` : `/k${now.pin.i}`;
-  try { history.replaceState(null, "", `#${view.slug}/${now.layer}/${now.head < 0 ? "mean" : now.head}${token}`); } catch { /* a frame without an address */ }
+  const address = [view.slug, now.layer, now.head < 0 ? "mean" : now.head, now.pin.side + now.pin.i].join("/");
+  try { history.replaceState(null, "", `#${address}`); } catch { /* a frame without an address */ }
   $("tip").hidden = true;
   legend(); mark(); place();
 }
@@ -115,11 +119,12 @@ function legend() {
   }));
 }
 function reveal(line, i) { // scrolls a long line of tokens, and never the page
-  const b = line.children[i];
-  if (b.offsetTop < line.scrollTop || b.offsetTop + b.offsetHeight > line.scrollTop + line.clientHeight) line.scrollTop = b.offsetTop - line.clientHeight / 2 + 18;
+  const b = line.children[i], from = line.scrollTop, to = from + line.clientHeight;
+  if (b.offsetTop < from || b.offsetTop + b.offsetHeight > to) line.scrollTop = b.offsetTop - line.clientHeight / 2 + 18;
 }
 function mark() { // the chosen token and what it looks at (or who looks at it), in both lines and in words
-  const { q: hq = -1, k: hk = -1 } = now.hover || {}, side = now.hover ? (hq >= 0 ? "q" : "k") : now.pin.side, i = now.hover ? (hq >= 0 ? hq : hk) : now.pin.i;
+  const { q: hq = -1, k: hk = -1 } = now.hover || {};
+  const { side, i } = !now.hover ? now.pin : hq >= 0 ? { side: "q", i: hq } : { side: "k", i: hk };
   const top = top1(), other = side === "q" ? "k" : "q", n = side === "q" ? view.K : view.Q;
   const values = Array.from({ length: n }, (_, j) => side === "q" ? map[i * view.K + j] : map[j * view.K + i]);
   for (const b of document.querySelectorAll(".line button")) {
@@ -150,7 +155,12 @@ async function go(kind, layer, head, pin) {
     await unpack(VIEWS[kind]);
     view = VIEWS[kind];
     now.zoom = 1; now.hover = null;
-    for (const tab of $("tabs").children) { const on = +tab.dataset.kind === kind; tab.setAttribute("aria-selected", on); tab.tabIndex = on ? 0 : -1; if (on) $("tabs").scrollLeft = tab.offsetLeft - 40; }
+    for (const tab of $("tabs").children) {
+      const on = +tab.dataset.kind === kind;
+      tab.setAttribute("aria-selected", on);
+      tab.tabIndex = on ? 0 : -1;
+      if (on) $("tabs").scrollLeft = tab.offsetLeft - 40;
+    }
     $("view").setAttribute("aria-labelledby", `tab${kind}`);
     $("stretch").checked = view.K > 40; // many keys leave little for each
     buildGrid(); buildLines();
@@ -169,7 +179,7 @@ function fromAddress() { // kind/layer/head/token: "cross-attention/2/mean/q5"; 
 }
 const STEP = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 addEventListener("keydown", (event) => {
-  const step = STEP[event.key], line = event.target.closest(".line"), tabs = event.target.closest("#tabs"), grid = event.target.closest("#grid");
+  const step = STEP[event.key], [line, tabs, grid] = [".line", "#tabs", "#grid"].map((where) => event.target.closest(where));
   if (!step || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || event.target.closest("select, input, #frame")) return;
   if (!grid && !line && !tabs && step[0]) return; // elsewhere up and down scroll the page
   event.preventDefault();
@@ -179,18 +189,32 @@ addEventListener("keydown", (event) => {
     const next = turn > 0 ? event.target.nextSibling : event.target.previousSibling;
     if (next) { next.focus(); next.click(); }
   }
-  else go(now.kind, now.layer + step[0], now.head + step[1]).then(() => { if (grid) $("grid").querySelector("[aria-checked=true]").focus(); });
+  else go(now.kind, now.layer + step[0], now.head + step[1]).then(() => grid && $("grid").querySelector("[aria-checked=true]").focus());
 });
-$("tabs").replaceChildren(...VIEWS.map((v, i) => make("button", { role: "tab", id: `tab${i}`, "data-kind": i, "aria-controls": "view" }, v.kind[0].toUpperCase() + v.kind.slice(1))));
+const capital = (name) => name.charAt(0).toUpperCase() + name.slice(1);
+$("tabs").replaceChildren(...VIEWS.map((v, i) =>
+  make("button", { role: "tab", id: `tab${i}`, "data-kind": i, "aria-controls": "view" }, capital(v.kind))));
 $("tabs").onclick = (event) => { if (event.target.dataset.kind) go(+event.target.dataset.kind, now.layer, now.head); };
-$("grid").onclick = (event) => { const b = event.target.closest("button"); if (b) { go(now.kind, +b.dataset.layer, +b.dataset.head); b.focus(); } };
+$("grid").onclick = (event) => {
+  const b = event.target.closest("button");
+  if (b) { go(now.kind, +b.dataset.layer, +b.dataset.head); b.focus(); }
+};
 $("layer").onchange = $("head").onchange = () => go(now.kind, +$("layer").value, +$("head").value);
 $("stretch").onchange = () => { paintGrid(); show(); };
 for (const id of ["queries", "keys"]) {
-  const line = $(id), chip = (event) => event.target.closest("button");
-  const pin = (event) => { const b = chip(event); if (b) { now.hover = null; go(now.kind, now.layer, now.head, { side: b.dataset.side, i: +b.dataset.i }); } };
-  line.onclick = pin;
-  line.onpointerover = (event) => { const b = chip(event); if (b && event.pointerType === "mouse") { now.over = true; now.hover = { [b.dataset.side]: +b.dataset.i }; mark(); draw(); } };
+  const line = $(id), chip = (event) => event.target.closest("button")?.dataset;
+  line.onclick = (event) => {
+    const at = chip(event);
+    if (!at) return;
+    now.hover = null;
+    go(now.kind, now.layer, now.head, { side: at.side, i: +at.i });
+  };
+  line.onpointerover = (event) => {
+    const at = chip(event);
+    if (!at || event.pointerType !== "mouse") return;
+    now.over = true; now.hover = { [at.side]: +at.i };
+    mark(); draw();
+  };
   line.onpointerleave = () => { now.over = false; now.hover = null; mark(); draw(); };
 }
 night.addEventListener("change", () => { paintGrid(); show(); });

@@ -3,7 +3,10 @@ const INK = (name) => getComputedStyle(document.body).getPropertyValue(name).tri
 const pen = $("map").getContext("2d");
 const small = document.createElement("canvas"); // one pixel a weight, for cells too small to be drawn one by one
 const text = (size, bold) => `${bold ? 650 : 400} ${size}px ${FONT}`;
-function wide(tokens) { pen.font = text(12.5, true); return Math.ceil(tokens.reduce((most, t) => Math.max(most, pen.measureText(t).width), 0)); }
+function wide(tokens) {
+  pen.font = text(12.5, true);
+  return Math.ceil(tokens.reduce((most, t) => Math.max(most, pen.measureText(t).width), 0));
+}
 function short(token, room) { // cut in the middle: beginnings and ends tell words apart
   if (pen.measureText(token).width <= room) return token;
   const signs = [...token];
@@ -30,7 +33,8 @@ function place() { // sizes: as large as fits, a cell of some size never split b
   const w = Math.min(all[0], frame.clientWidth), h = Math.min(all[1], frame.clientHeight);
   $("map").width = Math.round(w * dpr); $("map").height = Math.round(h * dpr);
   $("map").style.width = `${w}px`; $("map").style.height = `${h}px`;
-  $("map").setAttribute("aria-label", `${view.kind}, layer ${now.layer}, ${headName(now.head)}: ${view.Q} queries by ${view.K} keys; the token lines above give the numbers`);
+  const name = `${view.kind}, layer ${now.layer}, ${headName(now.head)}`;
+  $("map").setAttribute("aria-label", `${name}: ${view.Q} queries by ${view.K} keys; the token lines beside it give the numbers`);
   $("less").disabled = $("fit").disabled = now.zoom === 1; $("more").disabled = cell >= 46;
   if (cell < 8) paint(small, map, top1(), 4096);
   draw();
@@ -38,7 +42,8 @@ function place() { // sizes: as large as fits, a cell of some size never split b
 function draw() {
   const { left, top, cell, dpr, level } = box, canvas = $("map"), W = canvas.width / dpr, H = canvas.height / dpr;
   const sx = $("frame").scrollLeft, sy = $("frame").scrollTop, { hq, hk, side, i } = now.lit, best = top1();
-  const q0 = Math.floor(sy / cell), q1 = Math.min(view.Q, Math.ceil((sy + H - top) / cell)), k0 = Math.floor(sx / cell), k1 = Math.min(view.K, Math.ceil((sx + W - left) / cell));
+  const q0 = Math.floor(sy / cell), q1 = Math.min(view.Q, Math.ceil((sy + H - top) / cell));
+  const k0 = Math.floor(sx / cell), k1 = Math.min(view.K, Math.ceil((sx + W - left) / cell));
   const row = hq >= 0 ? hq : side === "q" ? i : -1, column = hk >= 0 ? hk : side === "k" ? i : -1;
   const ink = INK("--ink"), soft = INK("--soft"), gold = INK("--mark"), paper = INK("--paper");
   pen.setTransform(dpr, 0, 0, dpr, 0, 0);
@@ -57,7 +62,9 @@ function draw() {
       const w = map[q * view.K + k], c = tint(w, best);
       pen.fillStyle = css(c);
       pen.fillRect(k * cell, q * cell, cell - gap, cell - gap);
-      if (numbers && w >= 0.005) { pen.fillStyle = onto(c); pen.fillText(w.toFixed(2).replace(/^0/, ""), (k + 0.5) * cell, (q + 0.5) * cell); }
+      if (!numbers || w < 0.005) continue;
+      pen.fillStyle = onto(c);
+      pen.fillText(w.toFixed(2).replace(/^0/, ""), (k + 0.5) * cell, (q + 0.5) * cell);
     }
   }
   pen.strokeStyle = gold; pen.lineWidth = cell < 8 ? 1 : 2;
@@ -65,11 +72,16 @@ function draw() {
   if (row >= 0) pen.strokeRect(half, row * cell - half, view.K * cell - half, cell + half);
   if (column >= 0) pen.strokeRect(column * cell - half, half, cell + half, view.Q * cell - half);
   pen.restore();
-  const label = (tokens, at, bold, put) => { pen.font = text(cell < 15 ? 11.5 : 12.5, bold); pen.fillStyle = bold ? ink : soft; put(tokens[at], at); };
+  const label = (tokens, at, bold, put) => {
+    pen.font = text(cell < 15 ? 11.5 : 12.5, bold);
+    pen.fillStyle = bold ? ink : soft;
+    put(tokens[at], at);
+  };
+  const clear = (...area) => { const fill = pen.fillStyle; pen.fillStyle = paper; pen.fillRect(...area); pen.fillStyle = fill; };
   const rowLabel = (token, q) => {
     const y = top + (q + 0.5) * cell - sy;
     if (y < top - 4 || y > H) return;
-    if (q === row) { const fill = pen.fillStyle; pen.fillStyle = paper; pen.fillRect(0, y - 8, left - 1, 16); pen.fillStyle = fill; }
+    if (q === row) clear(0, y - 8, left - 1, 16);
     pen.textAlign = "right"; pen.textBaseline = "middle"; pen.fillText(short(token, left - 12), left - 7, y);
   };
   const columnLabel = (token, k) => {
@@ -77,8 +89,9 @@ function draw() {
     if (x < left - 4 || x > W) return;
     pen.save(); pen.translate(x, top - 7);
     if (!level) pen.rotate(-Math.PI / 2);
-    if (k === column) { const fill = pen.fillStyle; pen.fillStyle = paper; pen.fillRect(level ? -cell / 2 : -3, level ? -14 : -8, level ? cell : top, 16); pen.fillStyle = fill; }
-    pen.textAlign = level ? "center" : "left"; pen.textBaseline = level ? "alphabetic" : "middle"; if (level) pen.fillText(token, 0, 0, cell - 2); else pen.fillText(short(token, top - 12), 0, 0);
+    if (k === column) clear(level ? -cell / 2 : -3, level ? -14 : -8, level ? cell : top, 16);
+    pen.textAlign = level ? "center" : "left"; pen.textBaseline = level ? "alphabetic" : "middle";
+    pen.fillText(level ? token : short(token, top - 12), 0, 0, level ? cell - 2 : top);
     pen.restore();
   };
   const every = Math.ceil(13 / cell); // small cells: each nth token is named, and the chosen ones always
@@ -101,7 +114,8 @@ function point(event) {
   const { q, k } = now.hover || {}, both = q !== undefined && k !== undefined, tip = $("tip");
   tip.hidden = !both;
   if (both) {
-    tip.replaceChildren(make("bdi", {}, view.queries[q]), " → ", make("bdi", {}, view.keys[k]), "  ", make("b", {}, map[q * view.K + k].toFixed(3)));
+    const weight = make("b", {}, map[q * view.K + k].toFixed(3));
+    tip.replaceChildren(make("bdi", {}, view.queries[q]), " → ", make("bdi", {}, view.keys[k]), "  ", weight);
     const side = event.clientX + tip.offsetWidth + 24 > innerWidth ? event.clientX - tip.offsetWidth - 12 : event.clientX + 14;
     tip.style.left = `${Math.max(4, side)}px`; tip.style.top = `${Math.max(4, event.clientY - 38)}px`;
   }

@@ -1,7 +1,7 @@
 """An encoder-decoder of 2017's shape with what small budgets gained since: the default of `plait train`.
 
-Pre-norm with RMSNorm (Zhang & Sennrich 2019), rotary positions (Su et al. 2021), normalised queries and keys (Henry et al. 2020),
-squared ReLU (So et al. 2021), no biases, and output projections that start at zero, so that every block starts as the identity
+Pre-norm (Xiong et al. 2020) without biases, rotary positions (Su et al. 2021), normalised queries and keys (Henry et al. 2020),
+squared ReLU (So et al. 2021), and output projections that start at zero, so that every block starts as the identity
 (Zhang et al. 2019). What each of them brings is measured in docs/log.md.
 """
 
@@ -20,7 +20,7 @@ from plait.core.heads import Tied
 from plait.core.linear import Linear
 from plait.core.masks import causal
 from plait.core.model import Model, Tower, matching
-from plait.core.norms import RMSNorm
+from plait.core.norms import LayerNorm
 from plait.core.residual import Pre
 from plait.core.rotary import Rotary
 from plait.core.stream import Lent
@@ -52,16 +52,18 @@ PRESETS = {
 
 def build(c: Config) -> Model:
     if c.tie == "all" and c.source_vocab != c.target_vocab:
-        raise ValueError(f"tie='all' needs one vocabulary, got {c.source_vocab} and {c.target_vocab} tokens: train a joint tokenizer or tie='target'")
-    d, norm = c.d_model, partial(RMSNorm, c.d_model)
+        raise ValueError(
+            f"tie='all' needs one vocabulary, got {c.source_vocab} and {c.target_vocab} tokens: train a joint tokenizer or tie='target'"
+        )
+    d, norm = c.d_model, partial(LayerNorm, c.d_model, bias=False)
     d_head = c.d_head or d // c.n_heads
-    rotary, per_head = Rotary(), partial(RMSNorm, d_head, gain=False)
+    rotary, per_head = Rotary(), partial(LayerNorm, d_head, gain=False)
 
     def normed(make, **slots):
         return lambda layer: make(d, c.n_heads, d_head=d_head, bias="", q_norm=per_head(), k_norm=per_head(), **slots)
 
     def embed(tokens) -> Embed:
-        return Embed(tokens=tokens, norm=Each(RMSNorm(d, gain=False)), dropout=Dropped(c.dropout))
+        return Embed(tokens=tokens, norm=Each(LayerNorm(d, gain=False)), dropout=Dropped(c.dropout))
 
     tokens = Tokens(c.source_vocab, d)
     target_tokens = Lent(tokens) if c.tie == "all" else Tokens(c.target_vocab, d)
@@ -78,11 +80,10 @@ def build(c: Config) -> Model:
     )
     # Blocks start as the identity: without the scale, a tied output would start by repeating its input with a score of sqrt(d_model).
     lm = Linear(d, c.target_vocab, bias=False) if c.tie == "none" else Tied(target_tokens, scale=d**-0.5)
-    net = Model({"lm": lm}, encoder=Tower(embed(tokens), encoder, norm()), decoder=Tower(embed(target_tokens), decoder, norm()))
-    return started(net)
+    return Model({"lm": lm}, started, encoder=Tower(embed(tokens), encoder, norm()), decoder=Tower(embed(target_tokens), decoder, norm()))
 
 
-def started(net: Model) -> Model:
+def started(net: Model) -> None:
     """Uniform weights of variance 1 / (3 d_in) inside, zero where a block or the model ends."""
     for _, p in matching(net, "q_proj.weight", "k_proj.weight", "v_proj.weight", "up_proj.weight"):
         nn.init.uniform_(p, -1 / math.sqrt(p.shape[1]), 1 / math.sqrt(p.shape[1]))
@@ -90,4 +91,3 @@ def started(net: Model) -> Model:
         nn.init.zeros_(p)
     if isinstance(head := net.heads["lm"], Linear):
         nn.init.zeros_(head.weight)
-    return net

@@ -49,7 +49,9 @@ PRESETS = {
 
 def build(c: Config) -> Model:
     if c.tie == "all" and c.source_vocab != c.target_vocab:
-        raise ValueError(f"tie='all' needs one vocabulary, got {c.source_vocab} and {c.target_vocab} tokens: train a joint tokenizer or tie='target'")
+        raise ValueError(
+            f"tie='all' needs one vocabulary, got {c.source_vocab} and {c.target_vocab} tokens: train a joint tokenizer or tie='target'"
+        )
     d, rule = c.d_model, RULES[c.residual]
     norm, residual = partial(LayerNorm, d), lambda layer: rule(c.dropout)
     # Post-norm ends every layer with a norm already; the other rules leave the sum unnormalised.

@@ -1,4 +1,4 @@
-"""A translation memory: the answer of the most similar known source. The baseline a trained model has to beat, and an input that helps it."""
+"""A translation memory: the answer of the most similar known source. The baseline that a trained model has to beat."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence

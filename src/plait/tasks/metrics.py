@@ -31,7 +31,7 @@ def score(answers: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[
     if len(answers) != len(references) or not answers:
         raise ValueError(f"{len(answers)} answers for {len(references)} sources: there must be one for each, and at least one")
     most = max(len(right) for right in references)
-    columns = [[right[i] if i < len(right) else None for right in references] for i in range(most)]
+    columns: Any = [[right[i] if i < len(right) else None for right in references] for i in range(most)]
     bleu, chrf = BLEU(), CHRF()
     figures = {"bleu": bleu.corpus_score(list(answers), columns).score, "chrf": chrf.corpus_score(list(answers), columns).score}
     pairs = [nearest_edits(answer.split(), [r.split() for r in right]) for answer, right in zip(answers, references, strict=True)]

@@ -183,4 +183,3 @@ class Translator:
             )
         finally:
             self.net.train(was)
-

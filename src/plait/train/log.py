@@ -38,7 +38,9 @@ class MetricsFile:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be written: {error.strerror}; the last checkpoint is whole: free space, then --resume") from None
+            raise InputError(
+                f"{self.path}: cannot be written: {error.strerror}; the last checkpoint is whole: free space, then --resume"
+            ) from None
 
 
 def duration(seconds: float) -> str:
@@ -59,9 +61,9 @@ class Reporter:
     def __enter__(self) -> "Reporter":
         if self.live:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"), TimeElapsedColumn())
-            self.bar = Progress(*columns, TextColumn("{task.fields[more]}"), console=self.console)
-            self.task = self.bar.add_task("training", total=1.0, more="")
-            self.bar.start()
+            bar = self.bar = Progress(*columns, TextColumn("{task.fields[more]}"), console=self.console)
+            self.task = bar.add_task("training", total=1.0, more="")
+            bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:

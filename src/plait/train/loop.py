@@ -262,7 +262,9 @@ class Trainer:
                 old.unlink()
         row = {"step": state.step, "seconds": round(state.seconds, 3), "train_loss": train, "valid_loss": valid, "tokens": state.tokens}
         factor = self.schedule(max(state.step, 1), state.progress)
-        self.metrics.add({**row, "tokens_per_second": round(speed, 1), "learning_rate": factor, "epoch": state.epoch, "progress": state.progress})
+        self.metrics.add(
+            {**row, "tokens_per_second": round(speed, 1), "learning_rate": factor, "epoch": state.epoch, "progress": state.progress}
+        )
         self.recent.clear()
         mark = "  best so far" if better else ""
         self.reporter.say(f"step {state.step:>7,}  train {train:.4f}  valid {valid:.4f} nats a token  {speed:,.0f} tokens/s{mark}")

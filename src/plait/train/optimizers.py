@@ -10,7 +10,14 @@ from torch import Tensor, nn
 class Adam:
     """Adam with decoupled weight decay (Kingma & Ba 2015; Loshchilov & Hutter 2019), on torch's fused kernel."""
 
-    def __init__(self, named: Mapping[str, nn.Parameter], rate: float, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-9, decay: float = 0.0):
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        rate: float,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-9,
+        decay: float = 0.0,
+    ):
         self.named, self.rate, self.betas, self.eps, self.decay = dict(named), rate, betas, eps, decay
         self.first = {name: torch.zeros_like(p) for name, p in self.named.items()}
         self.second = {name: torch.zeros_like(p) for name, p in self.named.items()}
@@ -23,7 +30,7 @@ class Adam:
         names = [name for name, p in self.named.items() if p.grad is not None]
         if not names:
             return
-        params = [self.named[name] for name in names]
+        params: list[Tensor] = [self.named[name] for name in names]
         torch._fused_adamw_(
             params,
             [p.grad for p in params],  # type: ignore[arg-type]
@@ -82,7 +89,7 @@ class Muon:
     @torch.no_grad()
     def step(self, factor: float) -> None:
         for names, buffer in zip(self.groups, self.buffers, strict=True):
-            params = [self.named[name] for name in names]
+            params: list[Tensor] = [self.named[name] for name in names]
             grads = torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in params])
             buffer.lerp_(grads, 1 - self.momentum)
             update = orthogonalised(grads.lerp_(buffer, self.momentum), self.steps)  # Nesterov
@@ -93,7 +100,11 @@ class Muon:
             torch._foreach_add_(params, list(update.unbind()), alpha=-rate * max(1.0, rows / columns) ** 0.5)
 
     def state(self) -> dict[str, Tensor]:
-        return {f"momentum.{name}": row for names, buffer in zip(self.groups, self.buffers, strict=True) for name, row in zip(names, buffer, strict=True)}
+        return {
+            f"momentum.{name}": row
+            for names, buffer in zip(self.groups, self.buffers, strict=True)
+            for name, row in zip(names, buffer, strict=True)
+        }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         for name, tensor in self.state().items():

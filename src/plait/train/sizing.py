@@ -26,7 +26,7 @@ def product_rate(size: int = 384, repeats: int = 6) -> float:
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
-        a @ a
+        torch.mm(a, a)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
@@ -52,7 +52,12 @@ def vocabulary(words: int) -> int:
 
 
 def pick(
-    counts: dict[str, int], tokens: int, *, seconds: float | None = None, epochs: float | None = None, rate: Callable[[], float] = product_rate
+    counts: dict[str, int],
+    tokens: int,
+    *,
+    seconds: float | None = None,
+    epochs: float | None = None,
+    rate: Callable[[], float] = product_rate,
 ) -> tuple[str, str]:
     """(preset, why): of the presets with these parameter counts the largest that data and budget can train."""
     fitting = [name for name, n in counts.items() if n * TOKENS_A_PARAMETER <= tokens] or [min(counts, key=lambda name: counts[name])]

@@ -12,9 +12,11 @@ class Eval:
     """Score a model on data with right answers (one JSON object on stdout)."""
 
     model: Annotated[str, positional, "a run folder"]
-    data: Annotated[list[str], "FILES", "pairs, as for train; of a built-in set its test part is taken; default: what the run was trained on, if built in"] = field(
-        default_factory=list
-    )
+    data: Annotated[
+        list[str],
+        "FILES",
+        "pairs, as for train; of a built-in set its test part is taken; default: what the run was trained on, if built in",
+    ] = field(default_factory=list)
     beams: Annotated[int, "beams of the search; 1 is greedy"] = 4
     length_penalty: Annotated[float, "exponent of ((5 + length) / 6) that scores are divided by"] = 0.6
     limit: Annotated[int | None, "score only the first so many sources"] = None

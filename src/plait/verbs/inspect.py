@@ -50,7 +50,14 @@ class Inspect:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         if self.out.suffix == ".html":
             named = f"{model.config['arch']}, {Path(self.model).name}"
-            write_page(self.out, [maps["cross"], maps["encoder"], maps["decoder"]], title="Attention", source=self.input, answer=answer, model=named)
+            write_page(
+                self.out,
+                [maps["cross"], maps["encoder"], maps["decoder"]],
+                title="Attention",
+                source=self.input,
+                answer=answer,
+                model=named,
+            )
         else:
             draw(self.out, maps[self.kind], layer=(self.layer or layers) - 1, head=None if self.head is None else self.head - 1)
         return {"page": str(self.out), "input": self.input, "answer": answer, "layers": layers, "heads": heads}

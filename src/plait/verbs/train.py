@@ -18,10 +18,12 @@ class Train:
 
     task: Annotated[Literal["translation"], positional, "what is learned"]
     out: Annotated[Path, "RUN", "the run folder to make"]
-    data: Annotated[list[str], "FILES", "pairs: TSV, JSON lines, two parallel files, .po or .mo, each also .gz; or a built-in set's name"] = field(
+    data: Annotated[
+        list[str], "FILES", "pairs: TSV, JSON lines, two parallel files, .po or .mo, each also .gz; or a built-in set's name"
+    ] = field(default_factory=list)
+    valid: Annotated[list[str], "FILES", "pairs for validation; default: some sources of the data are held out"] = field(
         default_factory=list
     )
-    valid: Annotated[list[str], "FILES", "pairs for validation; default: some sources of the data are held out"] = field(default_factory=list)
     minutes: Annotated[float | None, "wall time from the start of the process"] = None
     steps: Annotated[int | None, "optimizer steps"] = None
     epochs: Annotated[float | None, "passes over the data"] = None
@@ -34,7 +36,9 @@ class Train:
     smoothing: Annotated[float | None, "label smoothing; default 0.1"] = None
     optimizer: Annotated[Literal["muon", "adam"] | None, "default: muon for modern models, the paper's adam for vaswani"] = None
     learning_rate: Annotated[float | None, "peak learning rate; default: the recipe's"] = None
-    schedule: Annotated[Literal["linear", "inverse-sqrt"] | None, "after the warm-up: down to zero over the budget, or the paper's 1/sqrt"] = None
+    schedule: Annotated[
+        Literal["linear", "inverse-sqrt"] | None, "after the warm-up: down to zero over the budget, or the paper's 1/sqrt"
+    ] = None
     warmup: Annotated[int | None, "steps of linear warm-up; default: the recipe's"] = None
     weight_decay: Annotated[float, "decoupled weight decay"] = 0.0
     clip: Annotated[float, "largest gradient norm; 0: none"] = 1.0
@@ -64,7 +68,17 @@ class Train:
         if len(chosen) != 1:
             had = "none was given" if not chosen else f"{' and '.join('--' + name for name in chosen)} were given"
             faults.append(f"one budget is needed, --minutes, --steps or --epochs: {had}")
-        for name in (*BUDGET, "learning_rate", "batch_tokens", "vocab_size", "accumulate", "average", "evaluations", "save_seconds", "threads"):
+        for name in (
+            *BUDGET,
+            "learning_rate",
+            "batch_tokens",
+            "vocab_size",
+            "accumulate",
+            "average",
+            "evaluations",
+            "save_seconds",
+            "threads",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 faults.append(f"--{name.replace('_', '-')} {value}: must be above 0")

@@ -126,12 +126,15 @@ def train_translation(verb: Train, age: float) -> dict[str, Any]:
     batch_tokens = saved["batch_tokens"] if saved else verb.batch_tokens or sizing.batch_tokens(tokens)
     order = BatchOrder(corpus.lengths, batch_tokens, verb.seed)
     if saved and saved["data_fingerprint"] != order.fingerprint:
-        raise InputError(f"{', '.join(verb.data)}: the data changed since this run began; put the old files back, or start a new run with another --out")
+        raise InputError(
+            f"{', '.join(verb.data)}: the data changed since this run began; put the old files back, or start a new run with another --out"
+        )
     torch.manual_seed(verb.seed)
     net = models.build(arch, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net.to(device)
-    say(f"model: {arch}, {parameters(net):,} parameters; {len(corpus):,} pairs to learn from, {len(valid):,} to validate; {batch_tokens:,} tokens a batch")
+    say(f"model: {arch}, {parameters(net):,} parameters; {batch_tokens:,} tokens a batch")
+    say(f"{len(corpus):,} pairs to learn from, {len(valid):,} to validate")
     recipe = recipe_for(verb, arch, config)
     if not saved:
         out.mkdir(parents=True, exist_ok=True)
@@ -159,12 +162,16 @@ def train_translation(verb: Train, age: float) -> dict[str, Any]:
         trainer.resume()
         say(f"going on at step {trainer.state.step:,}")
         if trainer.state.finished:
-            raise InputError(f"{out}: this run is finished (step {trainer.state.step:,}): start a new one with another --out for a longer budget")
+            raise InputError(
+                f"{out}: this run is finished (step {trainer.state.step:,}): start a new one with another --out for a longer budget"
+            )
     try:
         with reporter:
             state = trainer.fit()
     except Interrupted:
-        raise KeyboardInterrupt(f"stopped at step {trainer.state.step:,}, everything is saved; go on with: plait train translation --out {out} --resume") from None
+        raise KeyboardInterrupt(
+            f"stopped at step {trainer.state.step:,}, everything is saved; go on with: plait train translation --out {out} --resume"
+        ) from None
     return finish(out, net, trainer, state, say)
 
 
@@ -196,5 +203,3 @@ def batches(corpus: Corpus, tokens: int = 8192) -> Iterator[Batch]:
     """All rows once, by length."""
     for rows in BatchOrder(corpus.lengths, tokens).batches(0):
         yield corpus.batch(np.sort(rows))
-
-
