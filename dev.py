@@ -37,12 +37,21 @@ PLAIT = ["-m", "plait.cli"]
 
 # ---- the jobs: commands of the environment's Python, run one after another until one fails ----
 
+DEMO_RUN = "runs/pronounce"
+DEMO_TRAIN = PLAIT + ["train", "translation", "--data", "cmudict", "--minutes", "5", "--out", DEMO_RUN]
 DEMO = [
-    PLAIT + ["train", "translation", "--data", "cmudict", "--minutes", "5", "--out", "runs/pronounce"],
-    PLAIT + ["eval", "runs/pronounce", "--data", "cmudict"],
-    PLAIT + ["run", "runs/pronounce", "transformer", "attention", "plait"],
-    PLAIT + ["inspect", "runs/pronounce", "attention", "--out", "runs/pronounce/attention.html"],
+    PLAIT + ["eval", DEMO_RUN],
+    PLAIT + ["run", DEMO_RUN, "plait", "tokenizer", "softmaxes", "backpropagation", "chatbots"],
+    PLAIT + ["inspect", DEMO_RUN, "transformer", "--out", DEMO_RUN + "/attention.html"],
 ]
+DEMO_END = """
+The model is in runs/pronounce: look at attention.html there in a browser (the diagonal of letters and sounds) and at curves.png.
+More words:               plait run runs/pronounce WORD ...
+Your own sentence pairs:  plait train translation --data pairs.tsv --minutes 60 --out runs/mine     (source, tab, target on each line)
+                          plait eval runs/mine --data test.tsv
+                          plait run runs/mine "A sentence."
+(`plait` is in the environment: %s)
+"""
 CHECKS = {
     "ruff": ["-m", "ruff", "check", "."],
     "format": ["-m", "ruff", "format", "--check", "."],
@@ -58,12 +67,21 @@ EXTRAS = {"demo": "demo", "test": "test", "check": "test", "env": "test", "bench
 def job(name, words):
     """The commands of a job: (title, arguments of Python)."""
     if name == "demo":
-        return [(" ".join(["plait"] + command[len(PLAIT) :]), command) for command in DEMO]
+        return [(" ".join(["plait"] + command[len(PLAIT) :]), command) for command in demo_training() + DEMO]
     if name == "test":
         return [(step, CHECKS[step]) for step in STATIC] + [("pytest", TESTS + words)]
     if name == "check":
         return [(step, CHECKS[step]) for step in words or CHECKS]
     return [("plait bench", BENCH + words)] if name == "bench" else []
+
+
+def demo_training():
+    """Train, go on with what was interrupted, or use what is there."""
+    folder = os.path.join(ROOT, *DEMO_RUN.split("/"))
+    if os.path.exists(os.path.join(folder, "model.safetensors")):
+        say("%s is trained already: using it (delete the folder to train anew)" % DEMO_RUN)
+        return []
+    return [DEMO_TRAIN + (["--resume"] if os.path.exists(os.path.join(folder, "config.json")) else [])]
 
 
 # ---- the environment ----
@@ -258,7 +276,12 @@ def main(words):
         if ready > 2 or name == "env":
             say("set-up: %.1f s, Python %s" % (ready, python))
         commands = job(name, words)
-        return run(python, commands, variables, keep_going=name in ("test", "check")) if commands else 0
+        if name in ("test", "check"):  # the workers of the tests share the cores; threads of theirs would only wait for each other
+            variables = dict(variables, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"))
+        code = run(python, commands, variables, keep_going=name in ("test", "check")) if commands else 0
+        if name == "demo" and not code:
+            say(DEMO_END % os.path.dirname(python))
+        return code
     except Failed as failed:
         sys.stderr.write("%s\n" % failed.args[0])
         return failed.args[1]

@@ -80,6 +80,13 @@ def test_beams_share_their_source(net):
     assert_close(few_memories, repeated, **EXACT)
 
 
+def test_learning_and_not_learning_compute_the_same(net):
+    """Some parts go another way when gradients are wanted."""
+    wanted = net(ids(2, 5), ids(2, 4, 1))["decoder"].x
+    with torch.no_grad():
+        assert_close(net(ids(2, 5), ids(2, 4, 1))["decoder"].x, wanted.detach(), **EXACT)
+
+
 def test_every_kernel_is_the_reference(net):
     outs = []
     for kernel in (reference, sdpa):

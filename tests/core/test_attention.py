@@ -180,6 +180,24 @@ def test_queries_and_keys_are_normed_before_they_turn(kernel):
 
 
 @KERNELS
+def test_cross_attention_turns_keys_by_their_own_positions(kernel):
+    torch.manual_seed(0)
+    cross = randomised(CrossAttention(8, 2, rotary=Rotary(), k_norm=RMSNorm(4))).double()
+    x, source = torch.randn(1, 3, 8, dtype=torch.float64), torch.randn(1, 4, 8, dtype=torch.float64)
+    q_at, k_at = torch.tensor([[7, 0, 3]]), torch.tensor([[2, 9, 9, 1]])
+
+    def turned(v, at):  # channels i and i + 2 of a head as one complex number
+        rate = torch.tensor([1.0, 0.01], dtype=torch.float64)
+        z = torch.complex(v[..., :2], v[..., 2:]) * torch.polar(torch.ones(1, dtype=torch.float64), at[:, None, :, None] * rate)
+        return torch.cat([z.real, z.imag], -1)
+
+    q, k, v = (p(t).unflatten(-1, (2, 4)).transpose(1, 2) for p, t in ((cross.q_proj, x), (cross.k_proj, source), (cross.v_proj, source)))
+    scores = turned(q, q_at) @ turned(cross.k_norm(k), k_at).transpose(-1, -2) / 2
+    expected = cross.o_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+    assert_close(run(cross, x, kernel, Stream(source, positions=k_at), positions=q_at), expected, rtol=1e-10, atol=1e-12)
+
+
+@KERNELS
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("length", [1, 3])

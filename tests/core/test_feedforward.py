@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from plait.core import feedforward
-from plait.core.feedforward import FFN, gelu, gelu_tanh, relu, silu
+from plait.core.feedforward import FFN, gelu, gelu_tanh, relu, relu2, silu
 
 
 def by_hand(name, a):
@@ -25,6 +25,12 @@ def test_activations_are_their_formulas(name):
     x = torch.cat([torch.linspace(-6, 6, 97, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
     expected = torch.tensor([by_hand(name, a) for a in x.tolist()], dtype=torch.float64)
     assert_close(getattr(feedforward, name)(x), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_gradient_of_relu2():
+    x = torch.tensor([[-2.0, -0.1, 0.3, 1.7]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(relu2, (x,))
+    assert torch.autograd.grad(relu2(x).sum(), x)[0].tolist() == [[0.0, 0.0, 0.6, 3.4]]
 
 
 def test_the_two_gelus_differ():

@@ -1,4 +1,4 @@
-"""Chunked cross-entropy against torch's own, in float64: values, gradients, gradients of gradients refused."""
+"""Chunked cross-entropy against torch's own, in float64: values and gradients; second derivatives are refused."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from plait.core import losses
 from plait.core.losses import linear_cross_entropy
 
 
@@ -22,9 +23,10 @@ def parts(n=11, d=4, v=7, bias=True):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("n", "v"), [(11, 7), (1, 7), (5, 1)])
-def test_it_is_torchs_cross_entropy(chunk, smoothing, bias, n, v):
+def test_it_is_torchs_cross_entropy(chunk, smoothing, bias, n, v, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK", chunk * v)
     hidden, weight, b, targets = parts(n, 4, v, bias)
-    total, plain = linear_cross_entropy(hidden, weight, b, targets, smoothing, chunk)
+    total, plain = linear_cross_entropy(hidden, weight, b, targets, smoothing)
     logits = F.linear(hidden, weight, b)
     theirs = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum")
     assert_close(total, theirs, rtol=1e-12, atol=1e-12)
@@ -62,6 +64,13 @@ def test_it_is_the_formula_by_hand():
 def test_gradcheck(smoothing):
     hidden, weight, b, targets = parts(5, 3, 4)
     assert torch.autograd.gradcheck(lambda *a: linear_cross_entropy(*a, targets, smoothing, 2)[0], (hidden, weight, b))
+
+
+def test_a_second_derivative_is_refused():
+    hidden, weight, b, targets = parts()
+    total, _ = linear_cross_entropy(hidden.square(), weight, b, targets)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(torch.autograd.grad(total.square(), hidden, create_graph=True)[0].sum(), weight)
 
 
 @pytest.mark.parametrize("alone", [0, 1, 2])

@@ -34,9 +34,11 @@ def test_layer_norm_is_the_formula(x, eps, gain, bias):
     assert_close(norm(x).reshape(-1, 6), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("learning", [False, True])  # on a CPU the two go different ways
 @pytest.mark.parametrize("offset", [0.0, 1.0, 0.25])
 @pytest.mark.parametrize("eps", [1e-6, 0.5])
-def test_rms_norm_is_the_formula(x, eps, offset):
+def test_rms_norm_is_the_formula(x, eps, offset, learning):
+    x = x.requires_grad_(learning)
     norm = RMSNorm(6, eps, offset=offset).double()
     torch.nn.init.normal_(norm.weight)
     gain = [offset + w for w in norm.weight.tolist()]
@@ -45,6 +47,31 @@ def test_rms_norm_is_the_formula(x, eps, offset):
         rms = math.sqrt(sum(a * a for a in row) / 6 + eps)
         expected.append([a / rms * g for a, g in zip(row, gain, strict=True)])
     assert_close(norm(x).reshape(-1, 6), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gain", [True, False])
+@pytest.mark.parametrize("turned", [False, True])
+def test_rms_norm_gradients(gain, turned):
+    torch.manual_seed(0)
+    norm = RMSNorm(5, eps=0.1, gain=gain, offset=1.0).double()
+    x = torch.randn(3, 5, 2, dtype=torch.float64).transpose(1, 2) if turned else torch.randn(3, 2, 5, dtype=torch.float64)
+    assert torch.autograd.gradcheck(norm, (x.requires_grad_(),))
+    if gain:
+        up = torch.randn(3, 2, 5, dtype=torch.float64)
+        found = torch.autograd.grad((norm(x) * up).sum(), norm.weight)[0]
+        rms = (x.square().mean(-1, keepdim=True) + 0.1).sqrt()
+        assert_close(found, (x / rms * up).sum((0, 1)).detach())
+    with pytest.raises(RuntimeError):  # a second derivative is refused
+        torch.autograd.grad(torch.autograd.grad(norm(x).pow(3).sum(), x, create_graph=True)[0].sum(), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_is_one_function_whether_it_learns_or_not(dtype):
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)).mul(30).to(dtype)
+    norm = RMSNorm(64, gain=False)
+    quiet, learning = norm(x), norm(x.clone().requires_grad_())
+    assert quiet.dtype == learning.dtype == dtype
+    assert_close(learning.detach(), quiet, rtol=1e-6 if dtype == torch.float32 else 1.6e-2, atol=1e-6)
 
 
 def test_without_gain_nothing_is_stored_and_rows_have_unit_size(x):

@@ -81,6 +81,19 @@ def test_length_is_kept_and_large_positions_stay_exact_in_float32():
     assert_close(out.flatten(), expected, rtol=0, atol=1e-6)  # angles are computed in float64
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("d_rotary", [None, 4])
+@pytest.mark.parametrize("heads_last", [False, True])
+def test_gradients(interleaved, d_rotary, heads_last):
+    """Also of heads as attention makes them: a view whose entries do not lie one after another."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 2, K, dtype=torch.float64)
+    x = (x.transpose(1, 2) if heads_last else x).requires_grad_()
+    where = torch.randint(0, 30, (2, x.shape[2]))
+    rotary = Rotary(d_rotary, 100.0, None, interleaved, 1.2)
+    assert torch.autograd.gradcheck(lambda v: turn(rotary, v, positions=where), (x,))
+
+
 def test_tables_are_made_once_a_forward():
     rotary, x = Rotary(), torch.randn(1, 2, 3, K)
     s = Stream(torch.zeros(1, 3, 1))

@@ -24,7 +24,9 @@ def need(module: str) -> Any:
         return import_module(module)
     except ImportError as error:
         name = module.partition(".")[0]
-        raise InputError(f"{name} is not installed ({error}): pip install 'plait[bench]' brings all peers, pip install {name} this one") from None
+        raise InputError(
+            f"{name} is not installed ({error}): pip install 'plait[bench]' brings all peers, pip install {name} this one"
+        ) from None
 
 
 def marian(s: Shape, *, pad: int, start: int, end: int, dropout: float = 0.1, positions: int = 512) -> Any:
@@ -76,7 +78,9 @@ def with_weights_of(peer: Any, s: Shape) -> Model:
             for step in ("self_attn", "cross_attn")[: 1 + (tower == "decoder")]:
                 attention, norm = STEPS[step]
                 names |= {f"{step}.{mine}": f"{attention}.{name}" for mine, name in ATTENTION.items()} | {f"{step}_norm": norm}
-            own |= {f"{here}.{mine}.{kind}": theirs[f"{there}.{name}.{kind}"] for mine, name in names.items() for kind in ("weight", "bias")}
+            own |= {
+                f"{here}.{mine}.{kind}": theirs[f"{there}.{name}.{kind}"] for mine, name in names.items() for kind in ("weight", "bias")
+            }
     net.load_state_dict(own)
     for tower in (net.encoder, net.decoder):
         tower.embed.positions.layout = "halves"  # type: ignore[union-attr]

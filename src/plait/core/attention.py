@@ -60,8 +60,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L D"], call: Call, path: tuple) -> Float[Tensor, "B L D"]:
         q, k, v, places = self.queries_keys_values(x, call, path)  # [B, H, L, K], twice [B, G, S, K]
-        if self.memory is not None:
-            k, v, places = self.memory(k, v, places, call)
+        if (memory := self.memory) is not None:
+            k, v, places = memory(k, v, places, call)
         mask = call.once((self.mask, id(self.score_bias), places), lambda: self.lowered(call, places))
         bias = self.score_bias(q, call.stream.places, places) if self.score_bias is not None and not self.score_bias.fixed else None
         if call.watch is not None and call.watch.wants(path):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from plait.core.dropout import Dropout
 from plait.core.linear import Linear, project
@@ -43,6 +44,7 @@ class _ReLU2(torch.autograd.Function):
         return positive * positive
 
     @staticmethod
+    @once_differentiable  # a second derivative would be wrong without a word
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         (positive,) = ctx.saved_tensors
         return (grad * positive).mul_(2)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class LayerNorm(nn.Module):
@@ -40,6 +41,7 @@ class _RootMeanSquare(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable  # a second derivative would be wrong without a word
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         y, rate = ctx.saved_tensors
         along = torch.linalg.vecdot(grad, y).unsqueeze(-1).div_(-y.shape[-1])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from plait.core.stream import Call, Stream
 
@@ -21,6 +22,7 @@ class _Turn(torch.autograd.Function):
         return _turned(x, cos, sin, 1.0)
 
     @staticmethod
+    @once_differentiable  # a second derivative would be wrong without a word
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         cos, sin = ctx.saved_tensors
         return _turned(grad, cos, sin, -1.0), None, None

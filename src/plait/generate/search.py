@@ -62,9 +62,13 @@ def search(
     memory = net.run(encoder, sources)
     rows = sources.x.shape[0]
     limits = [max_length] * rows if isinstance(max_length, int) else list(max_length)
+    if len(limits) != rows:
+        raise ValueError(f"{len(limits)} limits for {rows} sources: one number or one a source is needed")
     state = Beams(limits, beams, n_best, penalty or gnmt(0.0 if beams == 1 else 0.6), start, end, memory.x.device)
     cache = Cache(max(limits, default=1))
     ids = torch.full((rows, 1), start, device=memory.x.device)  # the first step has one beam: the others would be its copies
+    if 0 < len(state.active) < rows:  # a source that may have no token takes no part
+        memory, ids = kept(memory, torch.tensor(state.active, device=ids.device)), ids[state.active]
     banned = torch.tensor(list(forbidden), dtype=torch.long, device=memory.x.device)
     while state.active:
         hidden = net.run(decoder, ids, {encoder: memory}, cache).x[:, -1]  # [rows, D]
@@ -85,7 +89,7 @@ def search(
 
 def kept(memory: Stream, rows: Tensor) -> Stream:
     parts: dict[str, Any] = {name: getattr(memory, name) for name in ("x", "real", "segment", "positions", "pos")}
-    return memory.having(**{name: part[rows] for name, part in parts.items() if part is not None and part.shape[0] == memory.x.shape[0]})
+    return memory.having(**{name: part[rows] for name, part in parts.items() if part is not None and part.ndim > 1})
 
 
 class Beams:
@@ -95,8 +99,8 @@ class Beams:
         self.limits, self.beams, self.n_best, self.penalty, self.end = limits, beams, n_best, penalty, end
         self.active = [i for i, limit in enumerate(limits) if limit > 0]
         self.finished: list[list[Hypothesis]] = [[] if limit > 0 else [Hypothesis([], 0.0, 0.0, False)] for limit in limits]
-        self.scores = torch.zeros(len(limits), 1, device=device)  # [sources, beams] summed log-probabilities
-        self.tokens = torch.empty(len(limits), 1, 0, dtype=torch.long, device=device)  # [sources, beams, steps]
+        self.scores = torch.zeros(len(self.active), 1, device=device)  # [sources, beams] summed log-probabilities
+        self.tokens = torch.empty(len(self.active), 1, 0, dtype=torch.long, device=device)  # [sources, beams, steps]
         self.length = 0
 
     def advance(self, logits: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
@@ -114,7 +118,8 @@ class Beams:
         order = torch.argsort(ends.to(torch.int8), dim=1, stable=True)[:, : self.beams]
         self.collect(best, parent, token, ends)
         if order.shape[1] < self.beams:
-            order = torch.nn.functional.pad(order, (0, self.beams - order.shape[1]), value=int(order[0, -1]) if order.numel() else 0)
+            # A tiny vocabulary: all its tokens are candidates, so each row's last one is an ending, and no beam goes on from it.
+            order = torch.cat([order, order[:, -1:].expand(-1, self.beams - order.shape[1])], 1)
         going = ~ends.gather(1, order)
         self.scores = best.gather(1, order).masked_fill(~going, float("-inf"))
         parent, token = parent.gather(1, order), token.gather(1, order)
@@ -140,6 +145,8 @@ class Beams:
             return True
         if len(finished) < self.n_best:
             return False
+        if self.beams == 1:  # greedy: the likeliest token was the end
+            return True
         worst = sorted((h.score for h in finished), reverse=True)[self.n_best - 1]
         # log-probabilities only fall; the best a running beam can still reach is its sum over the kindest penalty ahead
         return worst >= best / max(self.penalty(self.length), self.penalty(limit))

@@ -39,6 +39,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     missing = [key for key in ("task", "arch", "config", "max_source", "max_target") if key not in config]
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}: the file was changed or written by another program")
+    if config["task"] != "translation":
+        raise InputError(f"{path}: is a run of the task {config['task']!r}; this version of Plait knows translation")
     return config
 
 

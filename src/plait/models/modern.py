@@ -43,10 +43,10 @@ class Config:
 
 
 PRESETS = {
-    "tiny": dict(d_model=64, n_heads=2, n_layers=2, d_ff=256),
-    "small": dict(d_model=128, n_heads=4, n_layers=3, d_ff=512),
-    "medium": dict(d_model=256, n_heads=4, n_layers=4, d_ff=1024),
-    "base": dict(d_model=512, n_heads=8, n_layers=6, d_ff=2048),
+    "tiny": dict(d_model=64, n_heads=2, n_layers=2, n_decoder_layers=1, d_ff=256),
+    "small": dict(d_model=128, n_heads=4, n_layers=3, n_decoder_layers=1, d_ff=512),
+    "medium": dict(d_model=256, n_heads=4, n_layers=4, n_decoder_layers=2, d_ff=1024),
+    "base": dict(d_model=512, n_heads=8, n_layers=6, n_decoder_layers=3, d_ff=2048),
 }
 
 
@@ -84,10 +84,12 @@ def build(c: Config) -> Model:
 
 
 def started(net: Model) -> None:
-    """Uniform weights of variance 1 / (3 d_in) inside, zero where a block or the model ends."""
+    """Weights of variance 1 / d_in inside, zero where a block ends, small at the output; embeddings (normed at once) of variance 1."""
     for _, p in matching(net, "q_proj.weight", "k_proj.weight", "v_proj.weight", "up_proj.weight"):
-        nn.init.uniform_(p, -1 / math.sqrt(p.shape[1]), 1 / math.sqrt(p.shape[1]))
+        nn.init.normal_(p, std=1 / math.sqrt(p.shape[1]))
+    for _, p in matching(net, "embed.tokens.weight"):
+        nn.init.normal_(p)
     for _, p in matching(net, "o_proj.weight", "down_proj.weight"):
         nn.init.zeros_(p)
     if isinstance(head := net.heads["lm"], Linear):
-        nn.init.zeros_(head.weight)
+        nn.init.normal_(head.weight, std=0.02)

@@ -10,6 +10,7 @@ from plait.core.losses import linear_cross_entropy
 from plait.core.model import Model
 from plait.core.stream import Stream
 from plait.data.batches import Batch
+from plait.data.cleaning import regular
 from plait.errors import InputError
 from plait.generate.search import Hypothesis, gnmt, search
 from plait.tasks.objective import Loss
@@ -82,16 +83,26 @@ class Translator:
         self.max_source, self.max_target = max_source, max_target
 
     def __call__(
-        self, texts: Sequence[str], *, beams: int = 4, length_penalty: float = 0.6, n_best: int = 1, batch_tokens: int = 4096
+        self,
+        texts: Sequence[str],
+        *,
+        beams: int = 4,
+        length_penalty: float = 0.6,
+        n_best: int = 1,
+        batch_tokens: int = 4096,
+        first: int = 1,
     ) -> list[Answer]:
-        """One answer a text, in order. An empty text gives an empty answer. Texts of like length share a batch."""
+        """One answer a text, in order. An empty text gives an empty answer. Texts of like length share a batch.
+
+        InputError names every text that cannot be translated by its number; `first` is that of the first one.
+        """
         pieces: list[tuple[int, list[int]]] = []  # (text, ids)
         faults = []
         for i, text in enumerate(texts):
             try:
                 pieces += [(i, ids) for ids in self.pieces(text)]
             except InputError as fault:
-                faults.append(f"input {i + 1}: {fault.message}")
+                faults += [f"input {first + i}: {line}" for line in fault.faults or [fault.message]]
         if faults:
             raise InputError("some inputs cannot be translated", faults)
         found: dict[int, list[Hypothesis]] = {}
@@ -115,31 +126,35 @@ class Translator:
 
     def pieces(self, text: str) -> list[list[int]]:
         """The text's ids, cut at sentence ends, else at spaces, where it is longer than the model takes."""
-        if not text.strip():
+        ids = self.encode(text)
+        if not ids:
             return []
-        ids = self.source_tokenizer.encode(text)
         if len(ids) <= self.max_source:
             return [ids]
         done: list[list[int]] = []
         part = ""
         for chunk in self.chunks(text):
             longer = f"{part} {chunk}" if part else chunk
-            if len(self.source_tokenizer.encode(longer)) <= self.max_source:
+            if len(self.encode(longer)) <= self.max_source:
                 part = longer
                 continue
             if part:
-                done.append(self.source_tokenizer.encode(part))
+                done.append(self.encode(part))
             part = chunk
-        return [*done, self.source_tokenizer.encode(part)] if part else done
+        return [*done, self.encode(part)] if part else done
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text in the form that training saw: stripped, NFC, one line."""
+        return self.source_tokenizer.encode(regular(text))
 
     def chunks(self, text: str) -> Iterator[str]:
         """Sentences; words of those that are too long; an error for a word that is too long."""
         for sentence in filter(None, SENTENCE_END.split(text)):
-            if len(self.source_tokenizer.encode(sentence)) <= self.max_source:
+            if len(self.encode(sentence)) <= self.max_source:
                 yield sentence
                 continue
             for word in sentence.split():
-                if (n := len(self.source_tokenizer.encode(word))) > self.max_source:
+                if (n := len(self.encode(word))) > self.max_source:
                     raise InputError(
                         f"{word[:40]!r}... is {n} tokens without a space to cut at, this model takes {self.max_source}: shorten it, "
                         "or train with a larger --context"

@@ -3,7 +3,9 @@
 import errno
 import json
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,22 @@ FORMAT = 1  # of the state below; a file of another format is refused, not guess
 
 def write_atomically(path: Path, data: bytes) -> None:
     """The file is the old one or the new one at every moment, also after a power cut; a full disk leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             kept = "the file there before is untouched" if path.exists() else "nothing was written"
             raise InputError(f"{path}: the disk is full ({len(data) / 1e6:.1f} MB needed); {kept}: free some space, then go on") from None
         raise InputError(f"{path}: cannot be written: {error.strerror}; choose another place with --out") from None
+    finally:
+        with suppress(OSError):
+            beside.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -42,18 +46,38 @@ def write_json(path: Path, value: Any) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Any = None) -> None:
     """`note` is anything JSON can hold; it comes back from `read_tensors`."""
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(flat, {"format": "pt", "plait": json.dumps(note)}))
+    words = json.dumps(note)
+    write_atomically(path, save(flat, {"format": "pt", "plait": words, "crc32": checksum(flat, words)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """What `write_tensors` wrote; of a file of others the tensors, and no note. InputError where a bit of it has changed."""
     try:
         with safe_open(path, "pt") as file:
-            note = json.loads((file.metadata() or {}).get("plait", "null"))
-            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118 (not a dict)
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if "plait" in about and about.get("crc32") != checksum(tensors, about["plait"]):
+            raise ValueError("its checksum differs: the disk or a copy damaged it")
+        return tensors, json.loads(about.get("plait", "null"))
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: is not a whole safetensors file ({error}); take another checkpoint of the run") from None
+
+
+def checksum(tensors: Mapping[str, Tensor], note: str) -> str:
+    """CRC-32 over names and bytes: safetensors itself would not notice a changed weight."""
+    crc = zlib.crc32(note.encode())
+    for name in sorted(tensors):
+        data = tensors[name].reshape(-1).view(torch.uint8).numpy().data
+        crc = zlib.crc32(data, zlib.crc32(name.encode(), crc))
+    return f"{crc:08x}"
+
+
+def mean_of(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of the tensors of several files, summed in float64."""
+    files = [read_tensors(path)[0] for path in paths]
+    return {name: torch.stack([f[name].double() for f in files]).mean(0).to(like.dtype) for name, like in files[0].items()}
 
 
 def rng_state() -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plait.errors import InputError
+from plait.train.checkpoints import write_atomically
 
 
 class MetricsFile:
@@ -31,7 +32,8 @@ class MetricsFile:
     def cut_after(self, step: int) -> None:
         """A resumed run writes the steps after its checkpoint anew."""
         rows = [row for row in self.rows() if row.get("step", 0) <= step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        if self.path.exists():
+            write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def add(self, row: dict[str, Any]) -> None:
         try:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from plait.core.model import Model
 from plait.errors import InputError
 from plait.tasks.objective import Objective
-from plait.train.checkpoints import FORMAT, group_of, grouped, read_tensors, rng_state, set_rng_state, write_tensors
+from plait.train.checkpoints import FORMAT, group_of, grouped, mean_of, read_tensors, rng_state, set_rng_state, write_tensors
 from plait.train.log import MetricsFile, Reporter
 from plait.train.schedules import Schedule
 
@@ -61,6 +61,7 @@ class State:
     best: float = math.inf
     best_step: int = 0
     stale: int = 0  # evaluations since the best
+    row_step: int = -1  # step of the last line of metrics.jsonl
     tokens: int = 0
     finished: bool = False
 
@@ -110,8 +111,19 @@ class Trainer:
         return self.folder / "progress.f64"
 
     def resume(self) -> None:
-        """Continue from the last checkpoint: weights, optimizer, generators, data position, and the schedule's recorded positions."""
-        tensors, note = read_tensors(self.last)
+        """Continue from the last checkpoint: weights, optimizer, generators, data position, and the schedule's recorded positions.
+
+        A run that was stopped before its first checkpoint starts anew, at the positions recorded then.
+        """
+        for part in self.folder.glob(".*.part"):  # of a write that was killed
+            part.unlink(missing_ok=True)
+        if self.last.exists():
+            self.restore(*read_tensors(self.last))
+        self.metrics.cut_after(self.state.row_step)
+        if self.budget.minutes is not None and self.positions.exists():
+            self.replay = np.fromfile(self.positions, dtype=np.float64)[self.state.step :]
+
+    def restore(self, tensors: dict[str, Tensor], note: Any) -> None:
         if not isinstance(note, dict) or note.get("format") != FORMAT:
             found = note.get("format") if isinstance(note, dict) else None
             raise InputError(f"{self.last}: is a checkpoint of format {found}, this version reads format {FORMAT}: start a new run")
@@ -119,10 +131,6 @@ class Trainer:
         self.optimizer.load(group_of(tensors, "optimizer"))
         set_rng_state(group_of(tensors, "rng"))
         self.state = State(**note["state"])
-        self.metrics.cut_after(self.state.step)
-        if self.budget.minutes is not None and self.positions.exists():
-            known = np.fromfile(self.positions, dtype=np.float64)
-            self.replay = known[self.state.step :]
 
     def save(self) -> None:
         note = {"format": FORMAT, "state": asdict(self.state)}
@@ -134,28 +142,25 @@ class Trainer:
     def fit(self) -> State:
         """Train until the budget is spent. Raises `Interrupted` after Ctrl-C, with everything saved."""
         state, budget = self.state, self.budget
-        started = budget.started if state.step == 0 else time.perf_counter() - state.seconds
-        if len(self.replay):  # its wall time was spent before the stop
-            started = time.perf_counter() - max(state.seconds, float(self.replay[-1]) * (budget.minutes or 0) * 60)
+        self.started = budget.started if state.step == 0 else time.perf_counter() - state.seconds
         saved = measured = time.perf_counter()
         tokens_then = state.tokens
         before = signal.getsignal(signal.SIGINT)
         in_main = _set_handler(lambda *_: setattr(self, "stop", True))
         self.net.train()
         try:
-            with open(self.positions, "r+b" if state.step and self.positions.exists() else "wb") as record:
+            going_on = self.positions.exists() and (state.step or len(self.replay))
+            with open(self.positions, "r+b" if going_on else "wb", buffering=0) as record:
                 record.seek(8 * state.step)
-                for state.epoch, state.position, batch in self.stream(state.epoch, state.position):
-                    now = time.perf_counter()
-                    progress = self.progress(now - started)
+                for epoch, position, batch in self.stream(state.epoch, state.position):
+                    progress = self.progress(epoch, position)
                     if progress is None:
                         break
-                    state.progress = progress
-                    record.write(np.float64(progress).tobytes())
-                    record.flush()
+                    state.epoch, state.position, state.progress = epoch, position, progress
+                    self.note_position(record, progress)
                     self.step(batch)
                     now = time.perf_counter()
-                    state.seconds = now - started
+                    state.seconds = now - self.started
                     if state.step % 10 == 0:
                         speed = (state.tokens - tokens_then) / max(now - measured, 1e-9)
                         self.reporter.progress(state.step, progress, state.seconds, self.loss_now(), speed)
@@ -173,28 +178,42 @@ class Trainer:
                     if time.perf_counter() - saved > self.settings.save_seconds:
                         self.save()
                         saved = time.perf_counter()
+            if not state.step:
+                spent = time.perf_counter() - self.started
+                raise InputError(f"{spent:.0f} s went into reading and preparing, and no time was left to train: give more --minutes")
             state.progress, state.finished = 1.0, True
-            self.evaluate(state.tokens / max(state.seconds, 1e-9))
+            if state.row_step != state.step:
+                self.evaluate(state.tokens / max(state.seconds, 1e-9))
             self.save()
         finally:
             if in_main:
                 signal.signal(signal.SIGINT, before)
         return state
 
-    def progress(self, seconds: float) -> float | None:
-        """The share of the budget that is spent before the coming step; None when it is all gone."""
-        state, budget = self.state, self.budget
-        if len(self.replay):
-            value, self.replay = float(self.replay[0]), self.replay[1:]
-            return value
+    def progress(self, epoch: int, position: int) -> float | None:
+        """The share of the budget that is spent before the coming step; None when it is all gone. `position` is the one after it."""
+        budget = self.budget
         if budget.steps is not None:
-            value = state.step / budget.steps
+            value = self.state.step / budget.steps
         elif budget.epochs is not None:
-            value = (state.epoch + (state.position - 1) / self.batches_an_epoch(state.epoch)) / budget.epochs
+            value = (epoch + (position - 1) / self.batches_an_epoch(epoch)) / budget.epochs
         else:
             assert budget.minutes is not None
-            value = seconds / (60 * budget.minutes)
+            if len(self.replay):
+                value, self.replay = float(self.replay[0]), self.replay[1:]
+                self.started = time.perf_counter() - value * 60 * budget.minutes  # the clock stands where it stood then
+                return value
+            value = (time.perf_counter() - self.started) / (60 * budget.minutes)
         return value if value < 1.0 else None
+
+    def note_position(self, record: Any, progress: float) -> None:
+        try:
+            record.write(np.float64(progress).tobytes())
+        except OSError as error:
+            raise InputError(f"{self.positions}: cannot be written: {error.strerror}; the last good state is {self.kept()}") from None
+
+    def kept(self) -> str:
+        return str(self.last) if self.last.exists() else "not saved yet"
 
     # --- one step
 
@@ -214,21 +233,18 @@ class Trainer:
         if self.settings.clip:
             norm = nn.utils.get_total_norm(grads)
             if not bool(norm.isfinite()):
-                self.not_finite(batch)
+                self.not_finite("loss", state.step + 1)
             torch._foreach_mul_(grads, torch.clamp(self.settings.clip / (norm + 1e-6), max=1.0))
         elif not bool(total.isfinite()):
-            self.not_finite(batch)
+            self.not_finite("loss", state.step + 1)
         state.step += 1
         self.optimizer.step(self.schedule(state.step, state.progress))
         state.tokens += self.objective.size(batch)
         self.recent.append((total, count))
 
-    def not_finite(self, batch: Any) -> None:
-        state = self.state
-        raise InputError(
-            f"the loss is no longer a number at step {state.step + 1} (epoch {state.epoch}, batch {state.position}); "
-            f"the last good state is {self.last if self.last.exists() else 'not saved yet'}: try a lower --learning-rate"
-        )
+    def not_finite(self, what: str, step: int) -> None:
+        where = f"at step {step} (epoch {self.state.epoch}, batch {self.state.position})"
+        raise InputError(f"the {what} is no longer a number {where}; the last good state is {self.kept()}: try a lower --learning-rate")
 
     def loss_now(self) -> float:
         rows = self.recent[-50:]
@@ -249,7 +265,9 @@ class Trainer:
 
     def evaluate(self, speed: float) -> None:
         state = self.state
-        valid, train = self.valid_loss(), self.loss_now()
+        valid, train = self.valid_loss(), self.loss_now() if self.recent else None
+        if not math.isfinite(valid):
+            self.not_finite("validation loss", state.step)
         better = valid < state.best
         if better:
             state.best, state.best_step, state.stale = valid, state.step, 0
@@ -261,25 +279,17 @@ class Trainer:
             for old in sorted(self.folder.glob("step-*.safetensors"))[: -self.settings.average]:
                 old.unlink()
         row = {"step": state.step, "seconds": round(state.seconds, 3), "train_loss": train, "valid_loss": valid, "tokens": state.tokens}
-        factor = self.schedule(max(state.step, 1), state.progress)
-        self.metrics.add(
-            {**row, "tokens_per_second": round(speed, 1), "learning_rate": factor, "epoch": state.epoch, "progress": state.progress}
-        )
+        row |= {"tokens_per_second": round(speed, 1), "learning_rate": self.schedule(state.step, state.progress)}
+        self.metrics.add(row | {"epoch": state.epoch, "progress": state.progress})
         self.recent.clear()
+        state.row_step = state.step
         mark = "  best so far" if better else ""
-        self.reporter.say(f"step {state.step:>7,}  train {train:.4f}  valid {valid:.4f} nats a token  {speed:,.0f} tokens/s{mark}")
+        self.reporter.say(f"step {state.step:>7,}  train {train or 0:.4f}  valid {valid:.4f} nats a token  {speed:,.0f} tokens/s{mark}")
 
     def averaged(self) -> dict[str, Tensor] | None:
         """The mean of the last evaluated weights (Vaswani et al. 2017, section 6.1); None when no averaging was asked for."""
         files = sorted(self.folder.glob("step-*.safetensors"))
-        if self.settings.average < 2 or not files:
-            return None
-        mean: dict[str, Tensor] = {}
-        for path in files:
-            for name, tensor in read_tensors(path)[0].items():
-                mean[name] = mean[name] + tensor.double() / len(files) if name in mean else tensor.double() / len(files)
-        like = self.net.state_dict()
-        return {name: tensor.to(like[name].dtype) for name, tensor in mean.items()}
+        return mean_of(files) if self.settings.average > 1 and files else None
 
 
 def _set_handler(handler: Callable) -> bool:

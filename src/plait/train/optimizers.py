@@ -56,17 +56,25 @@ class Adam:
             tensor.copy_(state[name])
 
 
-# Odd polynomial whose iteration drives singular values towards 1 (Jordan et al. 2024, "Muon"): fast at zero, not exact at one.
-QUINTIC = (3.4445, -4.7750, 2.0315)
+# One odd polynomial a x + b x³ + c x⁵ a step, each the best for the singular values that the steps before have left (Amsel et al.
+# 2025, "Polar Express", for values down to 0.001). The first three do here what five of one fixed polynomial do (docs/log.md).
+POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+CUSHION = 1.01  # keeps values above 1 by rounding inside the polynomials' range
 
 
-def orthogonalised(g: Tensor, steps: int = 5) -> Tensor:
+def orthogonalised(g: Tensor, steps: int = 3) -> Tensor:
     """Newton-Schulz iteration on a batch of matrices [n, r, c]: about U Vᵀ of each one's singular value decomposition."""
-    a, b, c = QUINTIC
     tall = g.shape[1] > g.shape[2]
     x = g.mT if tall else g
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
+    x = x / (x.norm(dim=(1, 2), keepdim=True) * (CUSHION + 0.01) + 1e-7)
+    for a, b, c in POLAR_EXPRESS[:steps]:
+        a, b, c = a / CUSHION, b / CUSHION**3, c / CUSHION**5
         xx = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(xx, xx, xx, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
@@ -75,10 +83,10 @@ def orthogonalised(g: Tensor, steps: int = 5) -> Tensor:
 class Muon:
     """Momentum, orthogonalised (Jordan et al. 2024): every direction of a matrix moves alike. Matrices of one shape go in one batch.
 
-    The update of an [out, in] matrix is scaled by sqrt(max(1, out / in)), so that one learning rate serves all shapes.
+    Updates are scaled by the square root of the matrix's longer side over its shorter one, so that one rate serves all shapes.
     """
 
-    def __init__(self, named: Mapping[str, nn.Parameter], rate: float, momentum: float = 0.95, decay: float = 0.0, steps: int = 5):
+    def __init__(self, named: Mapping[str, nn.Parameter], rate: float, momentum: float = 0.95, decay: float = 0.0, steps: int = 3):
         self.named, self.rate, self.momentum, self.decay, self.steps = dict(named), rate, momentum, decay, steps
         groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
         for name, p in self.named.items():
@@ -93,11 +101,11 @@ class Muon:
             grads = torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in params])
             buffer.lerp_(grads, 1 - self.momentum)
             update = orthogonalised(grads.lerp_(buffer, self.momentum), self.steps)  # Nesterov
-            rows, columns = params[0].shape
+            scale = (max(params[0].shape) / min(params[0].shape)) ** 0.5
             rate = self.rate * factor
             if self.decay:
                 torch._foreach_mul_(params, 1 - rate * self.decay)
-            torch._foreach_add_(params, list(update.unbind()), alpha=-rate * max(1.0, rows / columns) ** 0.5)
+            torch._foreach_add_(params, list(update.unbind()), alpha=-rate * scale)
 
     def state(self) -> dict[str, Tensor]:
         return {

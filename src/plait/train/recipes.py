@@ -53,7 +53,7 @@ def recipe_for(wishes: Wishes, arch: str, config: dict[str, Any]) -> Recipe:
     shape = wishes.schedule or ("linear" if modern else "inverse-sqrt")
     warmup = wishes.warmup or (4000 if shape == "inverse-sqrt" else 50)
     if kind == "muon":
-        rate = wishes.learning_rate or 0.03
+        rate = wishes.learning_rate or 0.02
     else:
         rate = wishes.learning_rate or ((config["d_model"] * warmup) ** -0.5 if shape == "inverse-sqrt" else 2e-3)
     smoothing = 0.1 if wishes.smoothing is None else wishes.smoothing

@@ -7,9 +7,9 @@ from itertools import islice
 
 import torch
 
-EPOCHS_WANTED = 4.0  # a larger model is taken only if the budget still shows it the data this often
+EPOCHS_WANTED = 1.7  # a larger model is taken only if the budget still shows it the data this often
 TOKENS_A_PARAMETER = 1 / 8  # a model may have at most this many parameters a training token, or it learns the data by heart at once
-UTILISATION = 0.35  # of the product rate, in training small models; docs/log.md has the measurements
+UTILISATION = 0.45  # of the product rate, in training small models; docs/log.md has the measurements
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+from plait.errors import InputError
 from plait.verbs import positional
+from plait.verbs.numbers import number_faults
 
 
 @dataclass
@@ -26,6 +28,8 @@ class Eval:
 
     def run(self) -> dict[str, Any]:
         """{"task", "n", "metrics", "signatures", "baselines", "seconds"}; several right answers a source count, the nearest one."""
+        if faults := number_faults(self, ("beams", "limit", "threads"), ("length_penalty",)):
+            raise InputError("nothing can be scored so", faults)
         from plait.verbs.scoring import score_translation
 
         return score_translation(self)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from plait.errors import InputError
 from plait.verbs import positional
+from plait.verbs.numbers import number_faults
 
 KINDS = {"encoder": ("encoder", "self_attn"), "decoder": ("decoder", "self_attn"), "cross": ("decoder", "cross_attn")}
 TITLES = {"encoder": "encoder self-attention", "decoder": "decoder self-attention", "cross": "cross-attention"}
@@ -34,6 +35,8 @@ class Inspect:
             raise InputError(f"--out {self.out}: its name must end in .html (a page to explore) or .png (a picture)")
         if self.kind not in KINDS:
             raise InputError(f"--kind {self.kind}: choose {', '.join(KINDS)}")
+        if faults := number_faults(self, ("beams",)):
+            raise InputError(faults[0])
         model = load(self.model)
         answer = self.answer if self.answer is not None else model(self.input, beams=self.beams)
         source, target, keys, queries = model.forced(self.input, answer)

@@ -1,8 +1,6 @@
-"""`plait models`."""
+"""plait models: what there is to build."""
 
-import ast
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from plait.verbs import Rows
@@ -10,17 +8,25 @@ from plait.verbs import Rows
 
 @dataclass
 class Models:
-    """List the models there are."""
+    """List the models there are, with their presets and parameter totals."""
 
+    vocab_size: Annotated[int, "tokens that the totals are counted for, one vocabulary for both sides"] = 37000
     json: Annotated[bool, "write JSON"] = False
 
     def run(self) -> Rows:
-        """One row a paper, read from the files of `plait.models` without importing them."""
-        folder = Path(__file__).parents[1] / "models"
-        pages = sorted(file for file in folder.glob("*.py") if not file.name.startswith("_"))
-        return Rows({"model": file.stem, "what": _first_line(file)} for file in pages)
+        """One row a preset; the models are built without memory to count them."""
+        import torch
 
+        from plait import models
+        from plait.core.model import parameters
 
-def _first_line(file: Path) -> str:
-    doc = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
-    return doc.partition("\n")[0]
+        rows = Rows()
+        for arch, page in models.PAGES.items():
+            paper = (page.__doc__ or "").strip().partition("\n")[0]
+            for size, config in page.PRESETS.items():
+                vocab = dict(source_vocab=self.vocab_size, target_vocab=self.vocab_size, tie="all")
+                with torch.device("meta"):
+                    total = parameters(models.build(arch, {**config, **vocab}))
+                shape = " ".join(f"{name}={value}" for name, value in config.items())
+                rows.append({"preset": f"{arch}-{size}", "parameters": total, "shape": shape, "model": paper})
+        return rows

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Annotated, Any
 
 from plait.verbs import positional, stdin_lines
+from plait.verbs.numbers import number_faults
 
 
 @dataclass
@@ -28,14 +29,18 @@ class Run:
         from plait.errors import InputError
         from plait.hub import load
 
-        if self.beams < 1 or not 1 <= self.n_best <= self.beams:
-            raise InputError(f"--beams {self.beams} --n-best {self.n_best}: at least one beam is needed, and n-best at most as many")
+        faults = number_faults(self, ("beams", "n_best", "batch", "threads"), ("length_penalty",))
+        if self.n_best > self.beams:
+            faults.append(f"--n-best {self.n_best}: at most as many as --beams, which is {self.beams}")
+        if faults:
+            raise InputError("nothing can be answered so", faults)
         if self.threads:
             torch.set_num_threads(self.threads)
         model = load(self.model)
-        texts = iter(self.input) if self.input else stdin_lines()
+        texts, done = iter(self.input) if self.input else stdin_lines(), 0
         while batch := list(islice(texts, self.batch if self.input or not _interactive() else 1)):
-            answers = model.answers(batch, beams=self.beams, length_penalty=self.length_penalty, n_best=self.n_best)
+            answers = model.answers(batch, beams=self.beams, length_penalty=self.length_penalty, n_best=self.n_best, first=done + 1)
+            done += len(batch)
             for text, answer in zip(batch, answers, strict=True):
                 if not self.json:
                     yield answer.text

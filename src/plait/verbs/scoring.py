@@ -61,6 +61,9 @@ def baselines(sources: list[str], references: list[list[str]], trained_on: list[
         return done
     held = set(sources)
     known = [pair for pair in clean(known)[0] if pair.source not in held]
+    if not known:
+        reporter.say("no nearest-neighbour baseline: all sources of the training data are among those scored")
+        return done
     memory = TranslationMemory([p.source for p in known], [p.target for p in known])
     done["nearest_neighbour"] = rounded(score([memory.answer(source) for source in sources], references)[0])
     return done

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 
 from plait.errors import InputError
 from plait.verbs import positional
+from plait.verbs.numbers import number_faults
 
 BUDGET = ("minutes", "steps", "epochs")
+POSITIVE = (*BUDGET, *"learning_rate warmup batch_tokens vocab_size accumulate average evaluations patience save_seconds threads".split())
 FREE = {"out", "resume", "threads", "quiet", "save_seconds"}  # may differ between a run and its resumption
 
 
@@ -68,20 +70,7 @@ class Train:
         if len(chosen) != 1:
             had = "none was given" if not chosen else f"{' and '.join('--' + name for name in chosen)} were given"
             faults.append(f"one budget is needed, --minutes, --steps or --epochs: {had}")
-        for name in (
-            *BUDGET,
-            "learning_rate",
-            "batch_tokens",
-            "vocab_size",
-            "accumulate",
-            "average",
-            "evaluations",
-            "save_seconds",
-            "threads",
-        ):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                faults.append(f"--{name.replace('_', '-')} {value}: must be above 0")
+        faults += number_faults(self, POSITIVE, ("weight_decay", "clip", "seed"))
         for name in ("dropout", "smoothing"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
@@ -101,7 +90,7 @@ class Train:
         saved = read_config(self.out).get("train")
         if not isinstance(saved, Mapping):
             raise InputError(f"{self.out / 'config.json'}: does not say how the run was trained: start a new one")
-        faults, values = [], {}
+        faults, values = number_faults(self, ("save_seconds", "threads")), {}
         for f in fields(self):
             now, then = getattr(self, f.name), saved.get(f.name)
             default = [] if f.name in ("data", "valid") else f.default

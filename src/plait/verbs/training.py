@@ -1,8 +1,11 @@
 """What `plait train translation` does: read, clean, split, size, encode, train, keep the best."""
 
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from plait.errors import InputError, choices
 from plait.hub import runs
 from plait.tasks.translation import TeacherForcing
 from plait.text.tokenizer import Tokenizer
-from plait.text.training import train_tokenizer
+from plait.text.training import KINDS, train_tokenizer
 from plait.train import sizing
 from plait.train.checkpoints import read_tensors, write_json, write_tensors
 from plait.train.log import MetricsFile, Reporter
@@ -40,10 +43,24 @@ class Data:
 
 def pairs_of(names: list[str], part: builtin.Part = "train") -> tuple[list[Pair], str]:
     """Pairs of files, or of a built-in set by its name, and what was found on the way."""
-    if len(names) == 1 and not Path(names[0]).exists() and names[0].split(":")[0] in {s.name.split(":")[0] for s in builtin.sets()}:
+    families = {line.name.split(":")[0] for line in builtin.sets()}
+    strangers = [name for name in names if not Path(name).exists()]
+    if len(names) == 1 and strangers and names[0].split(":")[0] in families:
         return builtin.load(names[0], part), f"built-in set {names[0]}, its {part} part"
-    pairs, report = read_pairs(names)
+    try:
+        pairs, report = read_pairs(names)
+    except InputError as error:
+        raise InputError(error.message, [*error.faults, *(_not_built_in(name, families) for name in strangers)]) from None
     return pairs, str(report)
+
+
+def _not_built_in(name: str, families: set[str]) -> str:
+    """What the name of a file that is not there might have meant."""
+    if name.split(":")[0] in families:
+        return f"{name}: is a built-in set, which cannot be joined with files: write it to one first (plait data {name} --out FILE)"
+    known = [*families, *(line.name for line in builtin.sets())]
+    near = get_close_matches(name, known, n=2)
+    return f"{name}: nor is it a built-in set; " + (f"did you mean {choices(near)}?" if near else "plait data lists them")
 
 
 def read(verb: Train, say: Any) -> Data:
@@ -58,6 +75,8 @@ def read(verb: Train, say: Any) -> Data:
         return Data(train, valid[:5000])
     valid, found = pairs_of(verb.valid)
     valid, report = clean(valid, max_ratio=None)
+    if not valid:
+        raise InputError(f"{', '.join(verb.valid)}: no usable pair is left to validate on after cleaning", [str(report)])
     if shared := check_disjoint(pairs, valid):
         say(f"warning: {shared} sources of --valid stand in --data too: the validation loss will flatter")
     return Data(pairs, valid)
@@ -70,7 +89,7 @@ def tokenizers_for(verb: Train, data: Data, say: Any) -> tuple[Tokenizer, Tokeni
     target_kind = verb.target_tokenizer or verb.tokenizer or sizing.text_kind(targets)
     subwords = ("bpe", "unigram")
     size = verb.vocab_size or sizing.vocabulary(sum(len(text.split()) for text in (*sources, *targets)))
-    if kind == target_kind and (kind in subwords or Path(kind).exists()):
+    if kind == target_kind and (kind in subwords or kind not in KINDS):
         both = train_tokenizer(kind, [*sources, *targets], size)
         say(f"tokenizer: {kind}, joint, {both.vocab_size:,} tokens {both.note and '(' + both.note + ')'}".rstrip())
         return both, both
@@ -125,7 +144,8 @@ def train_translation(verb: Train, age: float) -> dict[str, Any]:
     arch, config = (saved["arch"], saved["config"]) if saved else model_for(verb, source, target, tokens, say)
     batch_tokens = saved["batch_tokens"] if saved else verb.batch_tokens or sizing.batch_tokens(tokens)
     order = BatchOrder(corpus.lengths, batch_tokens, verb.seed)
-    if saved and saved["data_fingerprint"] != order.fingerprint:
+    fingerprint = fingerprint_of(order, corpus, valid)
+    if saved and saved["data_fingerprint"] != fingerprint:
         raise InputError(
             f"{', '.join(verb.data)}: the data changed since this run began; put the old files back, or start a new run with another --out"
         )
@@ -143,7 +163,7 @@ def train_translation(verb: Train, age: float) -> dict[str, Any]:
             target.save(out / runs.TARGET_TOKENIZER)
         described = {"format": runs.FORMAT, "plait": __version__, "task": "translation", "arch": arch, "config": config}
         answers = min(verb.context, int(1.25 * corpus.targets.lengths.max()) + 4)  # no answer is expected to be much longer than any seen
-        widest = {"max_source": verb.context, "max_target": answers, "batch_tokens": batch_tokens, "data_fingerprint": order.fingerprint}
+        widest = {"max_source": verb.context, "max_target": answers, "batch_tokens": batch_tokens, "data_fingerprint": fingerprint}
         write_json(out / runs.CONFIG, {**described, **widest, "recipe": recipe.described(), "train": verb.saved()})
     trainer = Trainer(
         net,
@@ -151,16 +171,18 @@ def train_translation(verb: Train, age: float) -> dict[str, Any]:
         recipe.optimizer(net),
         recipe.schedule(),
         lambda epoch, position: stream(corpus, order, epoch, position),
-        lambda epoch: len(order.batches(epoch)),
+        cache(lambda epoch: len(order.batches(epoch))),  # asked for before every step
         list(batches(valid)),
         Budget(verb.minutes, verb.steps, verb.epochs, started),
         Settings(verb.clip or None, verb.accumulate, verb.evaluations, verb.patience, verb.average, verb.save_seconds),
         out,
         reporter,
     )
-    if saved and trainer.last.exists():
+    if saved:
         trainer.resume()
         say(f"going on at step {trainer.state.step:,}")
+        if trainer.state.finished and not (out / runs.WEIGHTS).exists():  # stopped between its last step and this
+            return finish(out, net, trainer, trainer.state, say)
         if trainer.state.finished:
             raise InputError(
                 f"{out}: this run is finished (step {trainer.state.step:,}): start a new one with another --out for a longer budget"
@@ -190,8 +212,18 @@ def finish(out: Path, net: Model, trainer: Trainer, state: State, say: Any) -> d
     if not draw_curves(MetricsFile(out / "metrics.jsonl").rows(), out / "curves.png"):
         say("no curves.png: matplotlib is not installed (pip install 'plait[plot]')")
     say(f"kept the weights of {chosen}: validation loss {valid_loss:.4f} nats a token; {state.step:,} steps in {state.seconds:,.0f} s")
-    result = {"run": str(out), "steps": state.step, "epochs": round(state.epoch + 1, 2), "seconds": round(state.seconds, 1)}
+    epochs = state.epoch + state.position / trainer.batches_an_epoch(state.epoch)
+    result = {"run": str(out), "steps": state.step, "epochs": round(epochs, 2), "seconds": round(state.seconds, 1)}
     return {**result, "tokens": state.tokens, "valid_loss": round(valid_loss, 5), "parameters": parameters(net)}
+
+
+def fingerprint_of(order: BatchOrder, *parts: Corpus) -> str:
+    """Differs when the same (epoch, position) would mean another batch, or validation other pairs."""
+    digest = hashlib.sha256(order.fingerprint.encode())
+    for flat in (side for part in parts for side in (part.sources, part.targets)):
+        digest.update(flat.offsets.tobytes())
+        digest.update(flat.ids.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def stream(corpus: Corpus, order: BatchOrder, epoch: int, position: int) -> Iterator[tuple[int, int, Batch]]:

@@ -1,0 +1,116 @@
+"""Schedules against their formulas; recipes; sizing."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from plait.train import sizing
+from plait.train.recipes import recipe_for
+from plait.train.schedules import inverse_sqrt, linear_decay
+
+WISHES = dict(optimizer=None, learning_rate=None, schedule=None, warmup=None, weight_decay=0.0, smoothing=None)
+
+
+def recipe(arch="vaswani", d_model=512, **wishes):
+    return recipe_for(SimpleNamespace(**{**WISHES, **wishes}), arch, {"d_model": d_model})
+
+
+@pytest.mark.parametrize("d_model", [64, 512, 1024])
+def test_the_papers_learning_rate(d_model):
+    """lrate = d_model^-0.5 · min(step^-0.5, step · warmup^-1.5), section 5.3, with 4,000 steps of warm-up."""
+    made = recipe(d_model=d_model)
+    factor = made.schedule()
+    for step in (1, 10, 3999, 4000, 4001, 100_000):
+        assert made.rate * factor(step, 0.5) == pytest.approx(d_model**-0.5 * min(step**-0.5, step * 4000**-1.5), rel=1e-12)
+    assert (made.kind, made.smoothing, made.decay) == ("adam", 0.1, 0.0)
+
+
+@pytest.mark.parametrize("warmup", [1, 7, 400])
+def test_inverse_sqrt_peaks_at_its_warmup(warmup):
+    factor = inverse_sqrt(warmup)
+    values = [factor(step, 0.0) for step in range(1, 3 * warmup + 3)]
+    assert max(values) == values[warmup - 1] == 1.0
+    assert factor(4 * warmup, 0.0) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "hold", "final", "step", "progress", "wanted"),
+    [
+        (10, 0.0, 0.0, 5, 0.0, 0.5),
+        (10, 0.0, 0.0, 10, 0.25, 0.75),
+        (10, 0.0, 0.0, 5, 0.9, 0.05),  # half way up of what is left
+        (0, 0.0, 0.0, 1, 0.0, 1.0),
+        (1, 0.4, 0.1, 9, 0.4, 1.0),
+        (1, 0.4, 0.1, 9, 0.7, 0.55),
+        (1, 0.4, 0.1, 9, 1.0, 0.1),
+        (1, 0.0, 0.0, 9, 1.2, 0.0),  # never negative
+    ],
+)
+def test_linear_decay(warmup, hold, final, step, progress, wanted):
+    assert linear_decay(warmup, hold, final)(step, progress) == pytest.approx(wanted)
+
+
+def test_what_the_user_sets_stands():
+    made = recipe("modern", optimizer="adam", learning_rate=0.5, schedule="inverse-sqrt", warmup=7, weight_decay=0.2, smoothing=0.0)
+    assert (made.kind, made.rate, made.shape, made.warmup, made.decay, made.smoothing) == ("adam", 0.5, "inverse-sqrt", 7, 0.2, 0.0)
+    assert recipe("modern").kind == "muon" and recipe("vaswani").kind == "adam"
+
+
+LETTERS = [f"{a}{b}{c}" for a in ("ab", "z", "qu", "don'") for b in "aeiou" for c in ("ndon", "bra", "ck", "t", "")]
+PHONEMES = ["AH B AE N D AH N", "Z IY B R AH", "K W IH K"] * 40
+SENTENCES = [f"The {a} of {b} number {i} was left open." for i, (a, b) in enumerate([("door", "house"), ("box", "tool")] * 60)]
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind"),
+    [
+        (LETTERS, "characters"),
+        (PHONEMES, "words"),
+        (SENTENCES, "bpe"),
+        ([], "bpe"),
+        ([*LETTERS, *SENTENCES], "bpe"),
+        (["x" * 70, *LETTERS], "bpe"),  # no word is so long
+        ([f"{a}很{b}。" for a in "东西这那我你" for b in "好大小多少长短"], "bpe"),
+    ],
+)
+def test_the_kind_of_text(texts, kind):
+    assert sizing.text_kind(texts) == kind
+
+
+def test_the_vocabulary_grows_with_the_text():
+    sizes = [sizing.vocabulary(10**k) for k in range(11)]
+    assert sizes == sorted(sizes) and sizes[0] >= 260 and sizes[-1] == 32000
+    assert sizing.vocabulary(0) == sizes[0] and all(size % 500 == 0 for size in sizes)
+    assert sizing.vocabulary(150_000) == 4000 and abs(sizing.vocabulary(230_000_000) - 32000) <= 500
+
+
+COUNTS = {"s": 200_000, "m": 1_500_000, "l": 10_000_000, "xl": 60_000_000}
+
+
+def size_of(tokens, minutes=None, flops=50e9):
+    return COUNTS[sizing.pick(COUNTS, tokens, seconds=minutes and 60 * minutes, rate=lambda: flops)[0]]
+
+
+def test_more_time_never_means_a_smaller_model_nor_does_more_data_without_a_clock():
+    for tokens in (1, 10**5, 10**6, 10**7, 10**8):
+        sizes = [size_of(tokens, minutes) for minutes in (0.01, 0.1, 1, 5, 30, 60, 600, 6000)]
+        assert sizes == sorted(sizes), tokens
+        assert size_of(tokens, 5, flops=1e12) >= size_of(tokens, 5, flops=1e10)
+    sizes = [size_of(10**k) for k in range(10)]
+    assert sizes == sorted(sizes) and sizes[0] == COUNTS["s"] and sizes[-1] == COUNTS["xl"]
+    assert size_of(10**6, 60_000) == size_of(10**6)  # with all the time in the world the data decide
+
+
+def test_the_reasons_name_what_was_weighed():
+    name, why = sizing.pick(COUNTS, 1_200_000, seconds=300, rate=lambda: 80e9)
+    assert "1,200,000 training tokens" in why and "5 minutes at 80 GFLOP/s" in why and f"{COUNTS[name] / 1e6:.1f} M parameters" in why
+    assert "3 epochs" in sizing.pick(COUNTS, 1000, epochs=3)[1]
+
+
+def test_the_machine_can_multiply():
+    assert 1e7 < sizing.product_rate(size=64, repeats=2) < 1e15
+
+
+def test_batches_stay_within_reason():
+    sizes = [sizing.batch_tokens(10**k) for k in range(10)]
+    assert sizes == sorted(sizes) and sizes[0] == 1024 and sizes[-1] == 8192
