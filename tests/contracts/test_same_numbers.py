@@ -116,6 +116,17 @@ def test_the_future_and_the_padding_change_nothing_bit_for_bit(net):
     assert ((a - c).abs().amax(-1) > 1e-6).all()  # and so is the source, by every row
 
 
+def test_order_matters(net):
+    """A tower that lost its positions would read a bag of words."""
+    turned = torch.tensor([3, 0, 4, 2, 1])
+    source, x = torch.tensor([[1, 2, 3, 4, 5]]), ids(1, 4, 2)
+    with torch.no_grad():
+        encoded, reordered = net.run("encoder", source).x, net.run("encoder", source[:, turned]).x
+        assert (encoded[:, turned] - reordered).abs().amax() > 1e-6
+        last = [net(encoder=source, decoder=x[:, order])["decoder"].x[:, -1] for order in ([0, 1, 2, 3], [1, 0, 2, 3])]
+    assert (last[0] - last[1]).abs().amax() > 1e-6
+
+
 def test_recorded_attention_rows_sum_to_one(net):
     class All(Watcher):
         def __init__(self):

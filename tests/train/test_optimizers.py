@@ -53,7 +53,7 @@ def test_orthogonalised_keeps_the_directions_and_levels_the_values(rows, columns
     large = s > 0.01 * s.norm(dim=1, keepdim=True)
     assert large.any() and values[large].min() > 0.15 and values.max() < 1.9  # the band of three polynomials; five draw it to 1
     assert (values > 0).all()  # also of those too small to come near 1: never against the gradient
-    assert_close(orthogonalised(g, 5)[large.all(1)], (u @ v)[large.all(1)], rtol=0, atol=0.05)
+    assert_close(orthogonalised(g, 5)[large.all(1)], (u @ v)[large.all(1)], rtol=0, atol=0.12)
 
 
 def test_only_the_singular_values_matter():

@@ -70,7 +70,6 @@ SENTENCES = [f"The {a} of {b} number {i} was left open." for i, (a, b) in enumer
         ([], "bpe"),
         ([*LETTERS, *SENTENCES], "bpe"),
         (["x" * 70, *LETTERS], "bpe"),  # no word is so long
-        ([f"{a}很{b}。" for a in "东西这那我你" for b in "好大小多少长短"], "bpe"),
     ],
 )
 def test_the_kind_of_text(texts, kind):

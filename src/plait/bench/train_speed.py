@@ -1,6 +1,5 @@
 """Training tokens a second, ours against loops that others would write, step by step in turn."""
 
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass

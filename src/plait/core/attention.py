@@ -41,6 +41,10 @@ class Attention(nn.Module):
     ):
         super().__init__()
         n_kv = n_kv_heads or n_heads
+        if odd := set(bias) - set("qkvo"):
+            raise ValueError(
+                f"bias={bias!r}: {', '.join(sorted(odd))} is no projection; name those with a bias among q, k, v, o, or none by an empty string"
+            )
         if d_head is None and d_model % n_heads:
             fits = ", ".join(str(n) for n in range(1, d_model + 1) if d_model % n == 0 and d_model // n >= 8)
             raise ValueError(f"d_model={d_model} does not divide into n_heads={n_heads}: give d_head, or choose n_heads among {fits}")
@@ -62,16 +66,22 @@ class Attention(nn.Module):
         q, k, v, places = self.queries_keys_values(x, call, path)  # [B, H, L, K], twice [B, G, S, K]
         if (memory := self.memory) is not None:
             k, v, places = memory(k, v, places, call)
-        mask = call.once((self.mask, id(self.score_bias), places), lambda: self.lowered(call, places))
-        bias = self.score_bias(q, call.stream.places, places) if self.score_bias is not None and not self.score_bias.fixed else None
+        shared, own = self.biases()
+        mask = call.once((self.mask, id(shared), places), lambda: self.lowered(shared, call, places))
+        bias = own(q, call.stream.places, places) if own is not None else None
         if call.watch is not None and call.watch.wants(path):
             call.watch.see(path, kernels.weights(q, k, mask, bias, self.scale))
         out = call.kernel.attend(q, k, v, mask, bias, self.scale, self.dropout if self.training else 0.0)
         return self.o_proj(out.transpose(1, 2).reshape(*x.shape[:2], -1))  # [B, L, H * K] -> [B, L, D]
 
-    def lowered(self, call: Call, places: Places) -> kernels.Lowered:
-        fixed = self.score_bias is not None and self.score_bias.fixed
-        bias = self.score_bias(None, call.stream.places, places) if fixed else None
+    def biases(self) -> tuple[Any, Any]:
+        """(the score bias if it is the same for all queries of a forward, the score bias if it looks at this layer's queries)"""
+        if self.score_bias is None:
+            return None, None
+        return (self.score_bias, None) if self.score_bias.fixed else (None, self.score_bias)
+
+    def lowered(self, shared: Any, call: Call, places: Places) -> kernels.Lowered:
+        bias = None if shared is None else shared(None, call.stream.places, places)
         return call.kernel.lower(self.mask, call.stream.places, places, bias)
 
     def heads(self, x: Float[Tensor, "B L HK"]) -> Float[Tensor, "B H L K"]:
@@ -111,7 +121,9 @@ class CrossAttention(Attention):
         return self.turned(self.heads(k), self.k_norm, memory, call), self.heads(v)
 
     def queries_keys_values(self, x: Tensor, call: Call, path: tuple) -> tuple[Tensor, Tensor, Tensor, Places]:
-        memory = call.memories[self.source]
+        memory = call.memories.get(self.source)
+        if memory is None:
+            raise ValueError(f"{'.'.join(map(str, path))} reads the tower {self.source!r}, which was not run: its input is missing")
         x = x.reshape(memory.x.shape[0], -1, x.shape[-1])  # the rows that share a source become further queries of it
         q = self.turned(self.heads(self.q_proj(self.placed(x, call.stream))), self.q_norm, call.stream, call)
         k, v = self.keys_values(memory, call) if call.cache is None else call.cache.once(path, lambda: self.keys_values(memory, call))

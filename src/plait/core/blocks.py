@@ -66,6 +66,12 @@ class PerLayer:
 def each(make: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> Maker:
     """A maker for one step of every layer: a fresh module for each, `PerLayer` arguments filled in for that layer."""
 
+    for name, value in (*enumerate(args), *kwargs.items()):
+        if isinstance(value, nn.Module):
+            raise TypeError(
+                f"{name}={type(value).__name__}(...) would be one module for all layers: give PerLayer(maker), or Lent(part) to share"
+            )
+
     def at(value: Any, layer: int) -> Any:
         return value.at(layer) if isinstance(value, PerLayer) else value
 

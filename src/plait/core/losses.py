@@ -22,7 +22,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         vocabulary = weight.shape[0]
         grad_hidden, grad_weight = (torch.empty_like(hidden), torch.zeros_like(weight)) if wanted else (None, None)
         grad_bias = torch.zeros_like(bias) if wanted and bias is not None else None
-        total, plain = hidden.new_zeros(()), hidden.new_zeros(())
+        total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        plain = torch.zeros_like(total)
         for start in range(0, len(hidden), rows := max(1, CHUNK // vocabulary)):
             h, t = hidden[start : start + rows], targets[start : start + rows, None]
             e = F.linear(h, weight, bias)  # [n, V]

@@ -101,6 +101,8 @@ class Blocks(Mask):
     table: tuple[tuple[bool, ...], ...]
 
     def allows(self, q: Places, k: Places) -> Tensor:
+        if min(q.start, k.start) < 0:
+            raise ValueError("block-sparse masks have no block for learned memory, whose slots lie before 0: use one or the other")
         table = torch.tensor(self.table, dtype=torch.bool, device=q.device)
         return table[(q.slots // self.size)[:, None], (k.slots // self.size)[None, :]]
 

@@ -1,7 +1,6 @@
 """A model: named towers, what feeds what, and heads."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +57,8 @@ class Model(nn.Module):
         watch: Watcher | None = None,
     ) -> Stream:
         """One tower on one stream; `memories` are finished streams of other towers. With a cache, only the new entries are given."""
+        if cache is not None and isinstance(x, Stream) and (x.segment is not None or (x.real is not None and cache.real is None)):
+            raise ValueError("the cache knows neither documents nor padding of this stream: make it by cache.stream(ids, real)")
         s = cache.stream(x) if cache is not None and not isinstance(x, Stream) else stream(x)
 
         def call(embedded: Stream) -> Call:
@@ -106,6 +107,3 @@ def matching(module: nn.Module, *suffixes: str) -> Iterable[tuple[str, nn.Parame
                 f"no parameter ends with {suffix!r}; there are {sorted({name.split('.')[-2] for name, _ in named if '.' in name})}"
             )
     return [(name, p) for name, p in named if name.endswith(suffixes)]
-
-
-Config = Any

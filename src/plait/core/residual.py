@@ -59,7 +59,7 @@ class Post(Rule):
 
 
 class Sandwich(Rule):
-    """Norms on both sides of each step, inside the residual branch (CogView, Ding et al. 2021, section 3.2; Gemma 2)."""
+    """Norms on both sides of each step, inside the residual branch (CogView, Ding et al. 2021, Gemma 2)."""
 
     norms = ("norm", "post_norm")
 

@@ -11,11 +11,13 @@ from torch import Tensor
 from plait import models
 from plait.core.model import Model
 from plait.errors import InputError
+from plait.tasks.memory import TranslationMemory
 from plait.tasks.translation import Answer, Translator, padded
 from plait.text.tokenizer import Tokenizer
 
 FORMAT = 1
 CONFIG, WEIGHTS, TOKENIZER, TARGET_TOKENIZER = "config.json", "model.safetensors", "tokenizer.json", "target_tokenizer.json"
+MEMORY = "memory.json.gz"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -90,7 +92,15 @@ def open_run(folder: Path, device: str = "cpu") -> "TranslationRun":
             f"{folder}: the tokenizers have {source.vocab_size} and {target.vocab_size} tokens,"
             f" the model {c['source_vocab']} and {c['target_vocab']}: a tokenizer file was exchanged"
         )
-    return TranslationRun(net.to(device).eval(), source, target, config)
+    memory = None
+    if config.get("neighbours"):
+        try:
+            memory = TranslationMemory.load(folder / MEMORY)
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{folder / MEMORY}: the run needs the neighbours it was trained with, and cannot read them: {error}"
+            ) from None
+    return TranslationRun(net.to(device).eval(), source, target, config, memory)
 
 
 class TranslationRun:
@@ -98,9 +108,10 @@ class TranslationRun:
 
     task = "translation"
 
-    def __init__(self, net: Model, source: Tokenizer, target: Tokenizer, config: dict[str, Any]):
+    def __init__(self, net: Model, source: Tokenizer, target: Tokenizer, config: dict[str, Any], memory: TranslationMemory | None = None):
         self.net, self.source_tokenizer, self.target_tokenizer, self.config = net, source, target, config
-        self.translator = Translator(net, source, target, config["max_source"], config["max_target"])
+        extend = memory.extended if memory is not None else None
+        self.translator = Translator(net, source, target, config["max_source"], config["max_target"], extend)
 
     def __call__(self, text: str | Sequence[str], **options: Any) -> Any:
         """A string for a string, a list for a list. Options: beams, length_penalty."""
@@ -139,11 +150,12 @@ class TranslationRun:
 
     def forced(self, text: str, answer: str) -> tuple[Any, Any, list[str], list[str]]:
         """What inspection feeds in: source and target streams (bos first) with their display tokens."""
-        source, target = self.source_tokenizer.encode(text), [self.target_tokenizer.bos_id, *self.target_tokenizer.encode(answer)]
+        source, target = self.translator.encode(text), [self.target_tokenizer.bos_id, *self.target_tokenizer.encode(answer)]
         if not source:
             raise InputError("there is nothing to look at in an empty input: give some text")
         if len(source) > self.translator.max_source:
             raise InputError(f"the input is {len(source)} tokens long, this model takes {self.translator.max_source}: shorten it")
+        source = self.translator.fed(text)
         ids: list[Tensor] = [torch.tensor([source]), torch.tensor([target])]
         streams = [padded(x, torch.ones_like(x, dtype=torch.bool)) for x in ids]
         return streams[0], streams[1], self.source_tokenizer.tokens(source), self.target_tokenizer.tokens(target)

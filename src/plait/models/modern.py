@@ -78,7 +78,7 @@ def build(c: Config) -> Model:
         cross_attn=normed(CrossAttention),
         ffn=ffn,
     )
-    # Blocks start as the identity: without the scale, a tied output would start by repeating its input with a score of sqrt(d_model).
+    # Blocks start as the identity, so a tied output starts by scoring its own input highest: untied is the better start (docs/log.md).
     lm = Linear(d, c.target_vocab, bias=False) if c.tie == "none" else Tied(target_tokens, scale=d**-0.5)
     return Model({"lm": lm}, started, encoder=Tower(embed(tokens), encoder, norm()), decoder=Tower(embed(target_tokens), decoder, norm()))
 

@@ -1,7 +1,7 @@
 """Translation: one sequence in, another out, learned by teacher forcing and answered by beam search."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,11 +76,22 @@ SENTENCE_END = re.compile(r"(?<=[.!?…。！？;:])\s+|\n+")
 
 
 class Translator:
-    """Texts in, texts out: what a trained translation run does. Inputs longer than `max_source` tokens go in pieces, never cut."""
+    """Texts in, texts out: what a trained translation run does. Inputs longer than `max_source` tokens go in pieces, never cut.
 
-    def __init__(self, net: Model, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer, max_source: int, max_target: int):
+    `extend` puts a neighbour from a translation memory behind each piece; only of that may something be cut for want of room.
+    """
+
+    def __init__(
+        self,
+        net: Model,
+        source_tokenizer: Tokenizer,
+        target_tokenizer: Tokenizer,
+        max_source: int,
+        max_target: int,
+        extend: Callable[[str], str] | None = None,
+    ):
         self.net, self.source_tokenizer, self.target_tokenizer = net, source_tokenizer, target_tokenizer
-        self.max_source, self.max_target = max_source, max_target
+        self.max_source, self.max_target, self.extend = max_source, max_target, extend
 
     def __call__(
         self,
@@ -125,13 +136,20 @@ class Translator:
         return Answer(text, score, tuple((decode(h.ids), h.score) for h in others))
 
     def pieces(self, text: str) -> list[list[int]]:
-        """The text's ids, cut at sentence ends, else at spaces, where it is longer than the model takes."""
+        """What the model is fed for a text: its ids, in several pieces where it is longer than the model takes."""
+        return [self.fed(part) for part in self.parts(text)]
+
+    def fed(self, part: str) -> list[int]:
+        return self.encode(part) if self.extend is None else self.encode(self.extend(regular(part)))[: self.max_source]
+
+    def parts(self, text: str) -> list[str]:
+        """The text, cut at sentence ends, else at spaces, where it is too long."""
         ids = self.encode(text)
         if not ids:
             return []
         if len(ids) <= self.max_source:
-            return [ids]
-        done: list[list[int]] = []
+            return [text]
+        done: list[str] = []
         part = ""
         for chunk in self.chunks(text):
             longer = f"{part} {chunk}" if part else chunk
@@ -139,9 +157,9 @@ class Translator:
                 part = longer
                 continue
             if part:
-                done.append(self.encode(part))
+                done.append(part)
             part = chunk
-        return [*done, self.encode(part)] if part else done
+        return [*done, part] if part else done
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text in the form that training saw: stripped, NFC, one line."""

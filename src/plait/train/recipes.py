@@ -17,7 +17,6 @@ class Wishes(Protocol):
     schedule: Any
     warmup: int | None
     weight_decay: float
-    smoothing: float | None
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,6 @@ class Recipe:
     shape: str
     warmup: int
     decay: float
-    smoothing: float
 
     def optimizer(self, net: nn.Module) -> Together:
         if self.kind == "adam":
@@ -56,5 +54,4 @@ def recipe_for(wishes: Wishes, arch: str, config: dict[str, Any]) -> Recipe:
         rate = wishes.learning_rate or 0.02
     else:
         rate = wishes.learning_rate or ((config["d_model"] * warmup) ** -0.5 if shape == "inverse-sqrt" else 2e-3)
-    smoothing = 0.1 if wishes.smoothing is None else wishes.smoothing
-    return Recipe(kind, rate, 0.008 if kind == "muon" else rate, shape, warmup, wishes.weight_decay, smoothing)
+    return Recipe(kind, rate, 0.008 if kind == "muon" else rate, shape, warmup, wishes.weight_decay)

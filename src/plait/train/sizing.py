@@ -1,8 +1,7 @@
 """Automatic sizing: from the amount of data and the budget to a model, a vocabulary and a batch, with the reasons in words."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import islice
 
 import torch
@@ -10,14 +9,6 @@ import torch
 EPOCHS_WANTED = 1.7  # a larger model is taken only if the budget still shows it the data this often
 TOKENS_A_PARAMETER = 1 / 8  # a model may have at most this many parameters a training token, or it learns the data by heart at once
 UTILISATION = 0.45  # of the product rate, in training small models; docs/log.md has the measurements
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the data look like: tokens an epoch (both sides) and rows."""
-
-    rows: int
-    tokens: int
 
 
 def product_rate(size: int = 384, repeats: int = 6) -> float:
@@ -51,29 +42,25 @@ def vocabulary(words: int) -> int:
     return int(min(max(round(size / 500) * 500, 1000), 32000))
 
 
-def pick(
-    counts: dict[str, int],
-    tokens: int,
-    *,
-    seconds: float | None = None,
-    epochs: float | None = None,
-    rate: Callable[[], float] = product_rate,
-) -> tuple[str, str]:
-    """(preset, why): of the presets with these parameter counts the largest that data and budget can train."""
+def epochs_for(parameters: int, tokens: int, seconds: float, flops: float) -> float:
+    """How often the budget shows the data to a model of this size: 6 operations a weight and token."""
+    return UTILISATION * flops * seconds / (6 * parameters * max(tokens, 1))
+
+
+def pick(counts: dict[str, int], tokens: int, *, seconds: float | None = None, flops: float = 0.0) -> str:
+    """Of the presets with these parameter counts the largest that the data, and the time where that is the budget, can train."""
     fitting = [name for name, n in counts.items() if n * TOKENS_A_PARAMETER <= tokens] or [min(counts, key=lambda name: counts[name])]
-    why = f"{tokens:,} training tokens"
     if seconds is not None:
-        flops = rate()
-        shown = {name: UTILISATION * flops * seconds / (6 * counts[name]) for name in fitting}  # 6 operations a weight and token
-        enough = [name for name in fitting if shown[name] >= EPOCHS_WANTED * tokens]
+        enough = [name for name in fitting if epochs_for(counts[name], tokens, seconds, flops) >= EPOCHS_WANTED]
         fitting = enough or [min(fitting, key=lambda name: counts[name])]
-        why += f" and {seconds / 60:.0f} minutes at {flops / 1e9:.0f} GFLOP/s"
-    elif epochs is not None:
-        why += f" and {epochs:g} epochs"
-    best = max(fitting, key=lambda name: counts[name])
-    if seconds is not None:
-        why += f": time for about {shown[best] / max(tokens, 1):.0f} epochs"
-    return best, f"{why} ({counts[best] / 1e6:.1f} M parameters)"
+    return max(fitting, key=lambda name: counts[name])
+
+
+def regularisation(epochs: float) -> tuple[float, float]:
+    """(dropout, label smoothing): nothing while every batch is nearly new, more the more often the data come again."""
+    if epochs < 6:
+        return 0.0, 0.0
+    return (0.1 if epochs < 25 else 0.2 if epochs < 60 else 0.3), 0.1
 
 
 def batch_tokens(tokens: int) -> int:

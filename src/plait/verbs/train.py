@@ -33,9 +33,10 @@ class Train:
     tokenizer: Annotated[str | None, "KIND", "bpe, unigram, words, characters or a tokenizer.json; default: seen from the data"] = None
     target_tokenizer: Annotated[str | None, "KIND", "for the answers, where it is to be another"] = None
     vocab_size: Annotated[int | None, "tokens of a bpe or unigram tokenizer; default: fitted to the data"] = None
+    neighbours: Annotated[bool, "give the model the target of the most similar training source beside each source; kept in the run"] = False
     context: Annotated[int, "longest sequence in tokens on either side; longer ones are cut, and counted"] = 256
-    dropout: Annotated[float | None, "default: the preset's"] = None
-    smoothing: Annotated[float | None, "label smoothing; default 0.1"] = None
+    dropout: Annotated[float | None, "default: by the expected number of epochs"] = None
+    smoothing: Annotated[float | None, "label smoothing; default: by the expected number of epochs"] = None
     optimizer: Annotated[Literal["muon", "adam"] | None, "default: muon for modern models, the paper's adam for vaswani"] = None
     learning_rate: Annotated[float | None, "peak learning rate; default: the recipe's"] = None
     schedule: Annotated[

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from plait.data.pairs import Pair, read_pairs
 from plait.data.split import check_disjoint, split_by_source
 from plait.errors import InputError, choices
 from plait.hub import runs
+from plait.tasks.memory import SEPARATOR, TranslationMemory
 from plait.tasks.translation import TeacherForcing
 from plait.text.tokenizer import Tokenizer
 from plait.text.training import KINDS, train_tokenizer
@@ -98,29 +99,56 @@ def tokenizers_for(verb: Train, data: Data, say: Any) -> tuple[Tokenizer, Tokeni
     return made[0], made[1]
 
 
-def model_for(verb: Train, source: Tokenizer, target: Tokenizer, tokens: int, say: Any) -> tuple[str, dict[str, Any]]:
-    """(arch, config): the preset asked for, or the largest modern one that data and budget can train."""
+def with_neighbours(data: Data, out: Path, keep: bool, say: Any) -> Data:
+    """Each source followed by the target of its nearest other training source; the memory is kept in the run for answering."""
+    memory = TranslationMemory([p.source for p in data.train], [p.target for p in data.train])
+    if keep:
+        memory.save(out / runs.MEMORY)
+    train = [replace(p, source=memory.extended(p.source, leave_out=p.source)) for p in data.train]
+    valid = [replace(p, source=memory.extended(p.source)) for p in data.valid]
+    say(f"neighbours: {sum(SEPARATOR in p.source for p in train):,} of {len(train):,} sources go with a similar one's target")
+    return Data(train, valid)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a run trains: saved, so that a resumed run does not choose anew."""
+
+    arch: str
+    config: dict[str, Any]
+    batch_tokens: int
+    smoothing: float
+
+
+def choose(verb: Train, source: Tokenizer, target: Tokenizer, tokens: int, say: Any) -> Choice:
+    """The preset asked for, or the largest modern one that data and budget can train; dropout and smoothing by the expected epochs."""
     vocab = dict(source_vocab=source.vocab_size, target_vocab=target.vocab_size)
     tie = "all" if source is target else "target"
     presets = {f"{arch}-{size}": (arch, config) for arch, page in models.PAGES.items() for size, config in page.PRESETS.items()}
-
-    def config_of(name: str) -> tuple[str, dict[str, Any]]:
-        arch, config = presets[name]
-        config = {**config, **vocab, **({"tie": tie} if arch == "vaswani" or source is target else {})}
-        return arch, config if verb.dropout is None else {**config, "dropout": verb.dropout}
-
-    if verb.preset is not None:
-        if verb.preset not in presets:
-            raise InputError(f"--preset {verb.preset}: there is no such preset; choose {choices(presets)}")
-        return config_of(verb.preset)
+    if verb.preset is not None and verb.preset not in presets:
+        raise InputError(f"--preset {verb.preset}: there is no such preset; choose {choices(presets)}")
     counts = {}
-    for name in presets:
-        if name.startswith("modern-"):
+    for name, (arch, config) in presets.items():
+        presets[name] = arch, {**config, **vocab, **({"tie": tie} if arch == "vaswani" else {})}
+        if name == verb.preset or (verb.preset is None and arch == "modern"):
             with torch.device("meta"):
-                counts[name] = parameters(models.build(*config_of(name)))
-    name, why = sizing.pick(counts, tokens, seconds=verb.minutes and verb.minutes * 60, epochs=verb.epochs)
-    say(f"preset: {name}, for {why}")
-    return config_of(name)
+                counts[name] = parameters(models.build(*presets[name]))
+    flops = sizing.product_rate()
+    seconds = verb.minutes and verb.minutes * 60
+    name = verb.preset or sizing.pick(counts, tokens, seconds=seconds, flops=flops)
+    batch_tokens = verb.batch_tokens or sizing.batch_tokens(tokens)
+    if seconds:
+        epochs = sizing.epochs_for(counts[name], tokens, seconds, flops)
+    else:
+        epochs = verb.epochs or (verb.steps or 0) * batch_tokens / tokens
+    arch, config = presets[name]
+    dropout, smoothing = sizing.regularisation(epochs) if arch == "modern" else (config.get("dropout", 0.1), 0.1)
+    dropout = dropout if verb.dropout is None else verb.dropout
+    smoothing = smoothing if verb.smoothing is None else verb.smoothing
+    speed = f" at {flops / 1e9:.0f} GFLOP/s" if seconds else ""
+    say(f"preset {name} ({counts[name] / 1e6:.2f} M parameters): {tokens:,} training tokens, about {epochs:.1f} epochs{speed}")
+    say(f"dropout {dropout:g}, label smoothing {smoothing:g}, {batch_tokens:,} tokens a batch")
+    return Choice(arch, {**config, "dropout": dropout}, batch_tokens, smoothing)
 
 
 def train_translation(verb: Train, age: float) -> dict[str, Any]:
@@ -138,36 +166,39 @@ def train_translation(verb: Train, age: float) -> dict[str, Any]:
         target = Tokenizer.load(out / runs.TARGET_TOKENIZER) if (out / runs.TARGET_TOKENIZER).exists() else source
     else:
         source, target = tokenizers_for(verb, data, say)
+    if verb.neighbours:
+        data = with_neighbours(data, out, saved is None, say)
     corpus, valid = (Corpus.encode(part, source, target, verb.context, verb.context) for part in (data.train, data.valid))
     say(str(corpus.report))
     tokens = int(corpus.lengths.sum())
-    arch, config = (saved["arch"], saved["config"]) if saved else model_for(verb, source, target, tokens, say)
-    batch_tokens = saved["batch_tokens"] if saved else verb.batch_tokens or sizing.batch_tokens(tokens)
-    order = BatchOrder(corpus.lengths, batch_tokens, verb.seed)
+    if saved:
+        choice = Choice(saved["arch"], saved["config"], saved["batch_tokens"], saved["smoothing"])
+    else:
+        choice = choose(verb, source, target, tokens, say)
+    order = BatchOrder(corpus.lengths, choice.batch_tokens, verb.seed)
     fingerprint = fingerprint_of(order, corpus, valid)
     if saved and saved["data_fingerprint"] != fingerprint:
         raise InputError(
             f"{', '.join(verb.data)}: the data changed since this run began; put the old files back, or start a new run with another --out"
         )
     torch.manual_seed(verb.seed)
-    net = models.build(arch, config)
+    net = models.build(choice.arch, choice.config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net.to(device)
-    say(f"model: {arch}, {parameters(net):,} parameters; {batch_tokens:,} tokens a batch")
     say(f"{len(corpus):,} pairs to learn from, {len(valid):,} to validate")
-    recipe = recipe_for(verb, arch, config)
+    recipe = recipe_for(verb, choice.arch, choice.config)
     if not saved:
         out.mkdir(parents=True, exist_ok=True)
         source.save(out / runs.TOKENIZER)
         if target is not source:
             target.save(out / runs.TARGET_TOKENIZER)
-        described = {"format": runs.FORMAT, "plait": __version__, "task": "translation", "arch": arch, "config": config}
+        described = {"format": runs.FORMAT, "plait": __version__, "task": "translation", **asdict(choice)}
         answers = min(verb.context, int(1.25 * corpus.targets.lengths.max()) + 4)  # no answer is expected to be much longer than any seen
-        widest = {"max_source": verb.context, "max_target": answers, "batch_tokens": batch_tokens, "data_fingerprint": fingerprint}
+        widest = {"max_source": verb.context, "max_target": answers, "neighbours": verb.neighbours, "data_fingerprint": fingerprint}
         write_json(out / runs.CONFIG, {**described, **widest, "recipe": recipe.described(), "train": verb.saved()})
     trainer = Trainer(
         net,
-        TeacherForcing(recipe.smoothing),
+        TeacherForcing(choice.smoothing),
         recipe.optimizer(net),
         recipe.schedule(),
         lambda epoch, position: stream(corpus, order, epoch, position),
