@@ -60,12 +60,12 @@ def naive(net, source, limit, beams, n_best, penalty, next_token, forbidden=()):
             break
     finished.sort(key=lambda a: -a[0])
     rest = [(total / penalty(limit), total, ids, False) for ids, total in running][: max(n_best - len(finished), 0)]
-    return sorted(finished[:n_best] + rest, key=lambda a: -a[0])
+    return finished[:n_best] + sorted(rest, key=lambda a: -a[0])
 
 
 @pytest.mark.parametrize("arch", ["modern", "vaswani"])
-@pytest.mark.parametrize("beams", [1, 2, 3, 4, 7])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("beams", [1, 2, 3, 7])
+@pytest.mark.parametrize("seed", range(2))
 def test_a_batch_is_the_naive_search_of_each_source(seed, beams, arch, tiny, next_token):
     """More beams than tokens, sources that are done early and late, a forbidden token; every penalty."""
     net = tiny(seed, arch)
@@ -107,9 +107,9 @@ def test_a_length_of_one(tiny, next_token):
     net = tiny(2)
     p = next_token(net, [3], ())
     (found,) = find(net, [[3]], 1, beams=2, n_best=2, penalty=gnmt(0.0))
-    first, second = sorted(range(VOCAB), key=lambda v: -p[v])[:2]
-    assert {h.log_prob for h in found} == {pytest.approx(p[first], abs=1e-9), pytest.approx(p[second], abs=1e-9)}
-    assert all(h.ended == (h.ids == []) for h in found)
+    best = sorted(range(VOCAB), key=lambda v: -p[v])[:2]
+    assert [h.log_prob for h in found] == pytest.approx([p[v] for v in best], abs=1e-9)
+    assert [h.ids for h in found] == [[] if v == END else [v] for v in best]
 
 
 @pytest.mark.parametrize("arch", ["modern", "vaswani"])
@@ -126,8 +126,14 @@ def test_answers_are_sorted_and_distinct(tiny):
     for seed in range(4):
         for beams in (2, 8, 40):  # 40: far more than there are candidates at first
             for hypotheses in find(tiny(seed), [[3, 4], [4]], 4, beams=beams, n_best=beams):
-                assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
+                assert hypotheses == sorted(hypotheses, key=lambda h: (not h.ended, -h.score))
                 assert len({(tuple(h.ids), h.ended) for h in hypotheses}) == len(hypotheses)
+
+
+def test_the_first_answer_does_not_depend_on_how_many_are_asked_for(tiny):
+    for seed in range(4):
+        one, many = (find(tiny(seed), [[3, 4], [4]], 5, beams=4, n_best=n) for n in (1, 4))
+        assert [a[0].ids for a in one] == [b[0].ids for b in many]
 
 
 def test_when_nothing_is_allowed_the_answer_is_empty(tiny):

@@ -3,22 +3,21 @@
 import math
 from collections import Counter
 
-import numpy as np
 import pytest
 
-from plait.tasks.memory import TranslationMemory, grams
+from plait.tasks.memory import SEPARATOR, TranslationMemory, grams
 
 SOURCES = ["open the door", "close the door", "open the window", "turn on the light", "open the door", "a", "xyz"]
 
 
 def vector(text, idf):
     framed = f"\x02{text}\x03"
-    counts = Counter(framed[i:j] for i in range(len(framed)) for j in range(i + 1, min(i + 4, len(framed)) + 1))
+    counts = Counter(framed[i:j] for i in range(len(framed)) for j in range(i + 3, min(i + 5, len(framed)) + 1))
     return {gram: (1 + math.log(n)) * idf[gram] for gram, n in counts.items() if gram in idf}
 
 
 def cosines(query, sources):
-    bags = [{f"\x02{s}\x03"[i:j] for i in range(len(s) + 2) for j in range(i + 1, min(i + 4, len(s) + 2) + 1)} for s in sources]
+    bags = [{f"\x02{s}\x03"[i:j] for i in range(len(s) + 2) for j in range(i + 3, min(i + 5, len(s) + 2) + 1)} for s in sources]
     df = Counter(gram for bag in bags for gram in bag)
     idf = {gram: math.log((1 + len(sources)) / (1 + n)) for gram, n in df.items()}
     q = vector(query, idf)
@@ -62,5 +61,16 @@ def test_without_anything_in_common_the_source_is_the_answer():
 
 
 def test_grams_mark_the_borders():
-    assert grams("ab", 2) == Counter(["\x02", "a", "b", "\x03", "\x02a", "ab", "b\x03"])
-    assert np.isclose(sum(grams("hello").values()), 7 + 6 + 5 + 4)
+    assert grams("ab", 1, 2) == Counter(["\x02", "a", "b", "\x03", "\x02a", "ab", "b\x03"])
+    assert sum(grams("hello").values()) == 5 + 4 + 3
+
+
+def test_a_source_is_extended_by_what_a_similar_one_became(tmp_path):
+    memory = TranslationMemory(SOURCES, [s.upper() for s in SOURCES])
+    assert memory.extended("open the doors") == f"open the doors {SEPARATOR} OPEN THE DOOR"
+    assert memory.extended("zzz") == "zzz"
+    assert "OPEN THE DOOR" not in memory.extended("open the door", leave_out="open the door")
+    memory.save(tmp_path / "new" / "memory.json.gz")
+    again = TranslationMemory.load(tmp_path / "new" / "memory.json.gz")
+    assert (again.sources, again.targets) == (memory.sources, memory.targets)
+    assert again.nearest("turn the window", 7) == memory.nearest("turn the window", 7)

@@ -24,8 +24,8 @@ SMOOTHING = 0.1
 PAD, START, END, FIRST = 0, 1, 2, 4  # as in our tokenizers; ids from FIRST on are words
 RATE = 5e-4
 RECIPES = {
-    "plait": ("vaswani", Recipe("adam", RATE, RATE, "linear", 50, 0.01, SMOOTHING)),
-    "plait modern": ("modern", Recipe("muon", 0.03, 0.008, "linear", 50, 0.0, SMOOTHING)),
+    "plait": ("vaswani", Recipe("adam", RATE, RATE, "linear", 50, 0.01)),
+    "plait modern": ("modern", Recipe("muon", 0.03, 0.008, "linear", 50, 0.0)),
 }
 PEERS = ("marian", "trainer", "torch")
 WHAT = {
@@ -91,7 +91,7 @@ def plait_step(shape: Shape, name: str, folder: Path, dropout: float) -> Callabl
     net = ours(shape, arch, dropout)
     loop = Trainer(
         net,
-        TeacherForcing(recipe.smoothing),
+        TeacherForcing(SMOOTHING),
         recipe.optimizer(net),
         recipe.schedule(),
         lambda epoch, position: iter(()),

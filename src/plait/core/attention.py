@@ -42,9 +42,7 @@ class Attention(nn.Module):
         super().__init__()
         n_kv = n_kv_heads or n_heads
         if odd := set(bias) - set("qkvo"):
-            raise ValueError(
-                f"bias={bias!r}: {', '.join(sorted(odd))} is no projection; name those with a bias among q, k, v, o, or none by an empty string"
-            )
+            raise ValueError(f"bias={bias!r}: {', '.join(sorted(odd))} is no projection; name those with a bias among q, k, v, o")
         if d_head is None and d_model % n_heads:
             fits = ", ".join(str(n) for n in range(1, d_model + 1) if d_model % n == 0 and d_model // n >= 8)
             raise ValueError(f"d_model={d_model} does not divide into n_heads={n_heads}: give d_head, or choose n_heads among {fits}")

@@ -7,7 +7,10 @@ from plait.core.stream import Call, Places
 
 
 class Memory(nn.Module):
-    """`n` learned keys and values a head, set before the sequence's own: slots -n .. -1, which causal masks let everyone see (windows do not)."""
+    """`n` learned keys and values a head, set before the sequence's own.
+
+    Their slots are -n .. -1, which causal masks let everyone see; windows do not.
+    """
 
     def __init__(self, n: int, n_kv_heads: int, d_head: int):
         super().__init__()

@@ -179,5 +179,6 @@ class Beams:
                 finished.append(Hypothesis(ids, score / divisor, score, False))
 
     def answers(self, source: int) -> list[Hypothesis]:
-        best = sorted(self.finished[source], key=lambda h: -h.score)[: self.n_best]
+        # An answer that was cut at the limit comes after all that ended, so that the first one does not depend on `n_best`.
+        best = sorted(self.finished[source], key=lambda h: (not h.ended, -h.score))[: self.n_best]
         return best or [Hypothesis([], float("-inf"), float("-inf"), False)]

@@ -1,6 +1,7 @@
 """A run folder: what training leaves behind, and how it is opened again."""
 
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def open_run(folder: Path, device: str = "cpu") -> "TranslationRun":
     if config.get("neighbours"):
         try:
             memory = TranslationMemory.load(folder / MEMORY)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, EOFError, zlib.error, ValueError, TypeError) as error:
             raise InputError(
                 f"{folder / MEMORY}: the run needs the neighbours it was trained with, and cannot read them: {error}"
             ) from None
@@ -126,7 +127,8 @@ class TranslationRun:
     def generate(self, text: str | Sequence[str], max_new_tokens: int | None = None, beams: int = 1, **options: Any) -> Any:
         """Text for text, as `__call__`, greedy unless told otherwise."""
         if max_new_tokens is not None:
-            shorter = Translator(self.net, self.source_tokenizer, self.target_tokenizer, self.translator.max_source, max_new_tokens)
+            whole = self.translator
+            shorter = Translator(self.net, self.source_tokenizer, self.target_tokenizer, whole.max_source, max_new_tokens, whole.extend)
             answers = [a.text for a in shorter([text] if isinstance(text, str) else text, beams=beams, **options)]
             return answers[0] if isinstance(text, str) else answers
         return self(text, beams=beams, **options)

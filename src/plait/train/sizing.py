@@ -6,7 +6,7 @@ from itertools import islice
 
 import torch
 
-EPOCHS_WANTED = 1.7  # a larger model is taken only if the budget still shows it the data this often
+EPOCHS_WANTED = 1.0  # a larger model is taken only if the budget still shows it the data this often
 TOKENS_A_PARAMETER = 1 / 8  # a model may have at most this many parameters a training token, or it learns the data by heart at once
 UTILISATION = 0.45  # of the product rate, in training small models; docs/log.md has the measurements
 
@@ -63,6 +63,10 @@ def regularisation(epochs: float) -> tuple[float, float]:
     return (0.1 if epochs < 25 else 0.2 if epochs < 60 else 0.3), 0.1
 
 
-def batch_tokens(tokens: int) -> int:
-    """Tokens a batch: at least some hundred updates an epoch on small data, large enough to keep the products efficient on big data."""
-    return int(min(max(tokens // 300, 1024), 8192))
+STEP_TOKENS = 4096  # tokens a batch where the budget is a number of steps
+UPDATES = 1800  # what a short budget is cut into: fewer leave Muon too few steps, more make products too small for the cores
+
+
+def batch_tokens(tokens: int, epochs: float) -> int:
+    """Tokens a batch, for a run that sees `tokens` training tokens `epochs` times."""
+    return int(min(max(tokens * epochs / UPDATES, 1024), 8192))

@@ -57,7 +57,7 @@ def baselines(sources: list[str], references: list[list[str]], trained_on: list[
     try:
         known, _ = pairs_of(trained_on)
     except InputError as error:
-        reporter.say(f"no nearest-neighbour baseline: the training data cannot be read ({error.message})")
+        reporter.say(f"no nearest-neighbour baseline: the training data cannot be read ({'; '.join(error.faults) or error.message})")
         return done
     held = set(sources)
     known = [pair for pair in clean(known)[0] if pair.source not in held]

@@ -59,7 +59,7 @@ def _not_built_in(name: str, families: set[str]) -> str:
     """What the name of a file that is not there might have meant."""
     if name.split(":")[0] in families:
         return f"{name}: is a built-in set, which cannot be joined with files: write it to one first (plait data {name} --out FILE)"
-    known = [*families, *(line.name for line in builtin.sets())]
+    known = list(dict.fromkeys([*families, *(line.name for line in builtin.sets())]))
     near = get_close_matches(name, known, n=2)
     return f"{name}: nor is it a built-in set; " + (f"did you mean {choices(near)}?" if near else "plait data lists them")
 
@@ -136,11 +136,11 @@ def choose(verb: Train, source: Tokenizer, target: Tokenizer, tokens: int, say: 
     flops = sizing.product_rate()
     seconds = verb.minutes and verb.minutes * 60
     name = verb.preset or sizing.pick(counts, tokens, seconds=seconds, flops=flops)
-    batch_tokens = verb.batch_tokens or sizing.batch_tokens(tokens)
     if seconds:
         epochs = sizing.epochs_for(counts[name], tokens, seconds, flops)
     else:
-        epochs = verb.epochs or (verb.steps or 0) * batch_tokens / tokens
+        epochs = verb.epochs or (verb.steps or 0) * (verb.batch_tokens or sizing.STEP_TOKENS) / tokens
+    batch_tokens = verb.batch_tokens or (sizing.STEP_TOKENS if verb.steps else sizing.batch_tokens(tokens, epochs))
     arch, config = presets[name]
     dropout, smoothing = sizing.regularisation(epochs) if arch == "modern" else (config.get("dropout", 0.1), 0.1)
     dropout = dropout if verb.dropout is None else verb.dropout
