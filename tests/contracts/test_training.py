@@ -106,4 +106,6 @@ def test_it_shows_what_it_attends_to_and_is_not_changed_by_that(net):
         assert weights is not None
         np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
         shapes[tower, step] = weights.shape[-2:]
+        if (tower, step) == ("decoder", "self_attn"):
+            assert np.triu(weights, 1).max() == 0
     assert list(shapes.values()) == [(5, 5), (4, 4), (4, 5)]

@@ -198,7 +198,7 @@ def test_resume_of_a_finished_run(refused, run):
 
 @pytest.mark.parametrize("change", ["words", "rows", "gone"])
 def test_resume_on_other_data(change, refused, stopped, pairs, tmp_path):
-    """Also where only letters changed, and every length is as it was."""
+    """Also where only letters of targets changed: sources, split and every length are as they were."""
     copy = tmp_path / "copy.tsv"
     text = pairs.read_text()
     config = json.loads((stopped / "config.json").read_text())
@@ -207,7 +207,7 @@ def test_resume_on_other_data(change, refused, stopped, pairs, tmp_path):
     if change != "gone":
         lines = text.splitlines(keepends=True)
         copy.write_text(
-            "".join(line.translate(str.maketrans("abAB", "baBA")) for line in lines) if change == "words" else "".join(lines[:-9])
+            "".join(line.translate(str.maketrans("AB", "BA")) for line in lines) if change == "words" else "".join(lines[:-9])
         )
     wanted = "no such file" if change == "gone" else "the data changed since this run began; put the old files back"
     refused(["train", "translation", "--out", stopped, "--resume"], wanted)

@@ -38,7 +38,7 @@ def cross_memory(s: Shape, rows: int, source: int) -> int:
 
 
 def decoder(s: Shape, entries: int, seen: float, source: int) -> int:
-    """`entries` positions through the decoder's blocks and the output matrix, each seeing `seen` earlier ones and `source` of the source."""
+    """`entries` positions through the decoder and the output matrix, each seeing `seen` earlier ones and `source` of the source."""
     weights = 6 * s.d_model**2 + 2 * s.d_model * s.d_ff  # q k v o, cross q o, feed-forward
     block = 2 * weights + 2 * 2 * s.d_model * (seen + source)
     return round(entries * (s.n_layers * block + 2 * s.d_model * s.target_vocab))

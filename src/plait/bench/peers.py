@@ -111,6 +111,8 @@ class TorchTransformer(nn.Module):
                 part.dropout.p = 0.0
         self.dropout = nn.Dropout(dropout)
         self.scale = s.d_model**0.5
+        self.positions: Tensor
+        self.causal: Tensor
         self.register_buffer("positions", sinusoid(torch.arange(positions), s.d_model).float(), persistent=False)
         self.register_buffer("causal", nn.Transformer.generate_square_subsequent_mask(positions), persistent=False)
         for table in (self.source, self.target):

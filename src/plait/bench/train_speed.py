@@ -39,7 +39,7 @@ WHAT = {
 
 @dataclass(frozen=True)
 class Job:
-    """A shape and the batches it is trained on: `rows` pairs of `length` tokens a side, or (`data`) a built-in set as plait trains on it."""
+    """A shape and its batches: `rows` pairs of `length` tokens a side, or (`data`) a built-in set as plait trains on it."""
 
     shape: Shape
     rows: int = 32

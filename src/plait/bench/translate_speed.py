@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def contestants(shape: Shape, names: list[str], folder: Path, threads: int) -> d
         if name in names:
             translator, words = ctranslate2(peer, folder / "ctranslate2", kind, threads)
             numbers = {word: i for i, word in enumerate(words)}
-            made[name] = lambda ids, beams, length, t=translator: ctranslate2_answers(t, words, numbers, ids, beams, length)
+            made[name] = partial(ctranslate2_answers, translator, words, numbers)
     return made
 
 

@@ -18,6 +18,9 @@ FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code; a bug of ours leaves with its traceback."""
     show.streams()
+    # Threads of a matrix product wait for each other by spinning. Beside any other busy program that is ruinous (a training step took
+    # ten times as long, docs/log.md); after this short a spin they sleep. Read once, when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _dispatch(words)

@@ -11,11 +11,14 @@ TOKENS_A_PARAMETER = 1 / 8  # a model may have at most this many parameters a tr
 UTILISATION = 0.45  # of the product rate, in training small models; docs/log.md has the measurements
 
 
-def product_rate(size: int = 384, repeats: int = 6) -> float:
-    """Multiply-adds x 2 a second of a float32 matrix product on this machine, in FLOP/s; the best of a few, in some 10 ms."""
+def product_rate(size: int = 512, seconds: float = 0.4) -> float:
+    """Multiply-adds x 2 a second of a float32 matrix product on this machine, in FLOP/s: the best within `seconds`.
+
+    The best, since other work on the machine may come between, and the first products start the threads.
+    """
     a = torch.randn(size, size)
-    best = float("inf")
-    for _ in range(repeats):
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until:
         start = time.perf_counter()
         torch.mm(a, a)
         best = min(best, time.perf_counter() - start)

@@ -21,8 +21,8 @@ class Inspect:
     out: Annotated[Path, "PAGE", "where to write: .html or .png"]
     answer: Annotated[str | None, "TEXT", "the answer to look at; default: the model's own"] = None
     kind: Annotated[str, "encoder, decoder or cross: what a .png shows"] = "cross"
-    layer: Annotated[int | None, "counted from 1; a .png without it shows the last layer"] = None
-    head: Annotated[int | None, "counted from 1; a .png without it shows all heads of the layer"] = None
+    layer: Annotated[int | None, "counted from 0, as on the page; a .png without it shows the last layer"] = None
+    head: Annotated[int | None, "counted from 0; a .png without it shows all heads of the layer"] = None
     beams: Annotated[int, "beams of the search for the answer"] = 4
 
     def run(self) -> dict[str, Any]:
@@ -48,8 +48,8 @@ class Inspect:
                 maps[name] = Maps(TITLES[name], weights, keys if tower == "encoder" else queries, queries if name == "decoder" else keys)
         layers, heads = maps[self.kind].weights.shape[:2]
         for name, value, most in (("layer", self.layer, layers), ("head", self.head, heads)):
-            if value is not None and not 1 <= value <= most:
-                raise InputError(f"--{name} {value}: this model has {name}s 1 to {most}")
+            if value is not None and not 0 <= value < most:
+                raise InputError(f"--{name} {value}: this model has {name}s 0 to {most - 1}")
         self.out.parent.mkdir(parents=True, exist_ok=True)
         if self.out.suffix == ".html":
             named = f"{model.config['arch']}, {Path(self.model).name}"
@@ -62,5 +62,5 @@ class Inspect:
                 model=named,
             )
         else:
-            draw(self.out, maps[self.kind], layer=(self.layer or layers) - 1, head=None if self.head is None else self.head - 1)
+            draw(self.out, maps[self.kind], layer=self.layer, head=self.head)
         return {"page": str(self.out), "input": self.input, "answer": answer, "layers": layers, "heads": heads}
