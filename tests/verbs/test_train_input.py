@@ -206,9 +206,7 @@ def test_resume_on_other_data(change, refused, stopped, pairs, tmp_path):
     (stopped / "config.json").write_text(json.dumps(config))
     if change != "gone":
         lines = text.splitlines(keepends=True)
-        copy.write_text(
-            "".join(line.translate(str.maketrans("AB", "BA")) for line in lines) if change == "words" else "".join(lines[:-9])
-        )
+        copy.write_text("".join(line.translate(str.maketrans("AB", "BA")) for line in lines) if change == "words" else "".join(lines[:-9]))
     wanted = "no such file" if change == "gone" else "the data changed since this run began; put the old files back"
     refused(["train", "translation", "--out", stopped, "--resume"], wanted)
 

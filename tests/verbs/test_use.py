@@ -32,7 +32,6 @@ def test_a_thousand_lines_have_a_thousand_answers(plait, made, stdin):
         assert plait("run", made, "--beams", "1", word)[1] == answer + "\n"
 
 
-@pytest.mark.xfail(reason="cli/show.py prints nothing for an empty answer: lines of input and output no longer go together")
 def test_an_empty_line_is_answered_by_an_empty_line(plait, made, stdin):
     stdin(b"a b\n\nc d\n")
     code, out, _ = plait("run", made, "--beams", "1")

@@ -1,76 +1,141 @@
-"""The contestant of `plait bench quality`: MarianMTModel trained for some minutes on a built-in set, then scored; a process of its own.
+"""The peer of `quality`: MarianMTModel in a plain AdamW loop, with all that a careful user would give it, in a process of its own.
 
-python -m plait.bench.marian_run cmudict 5
-
-It gets the same reading, cleaning, split, tokenizers and batches by length as ours; its minutes count from the start of the process,
-as ours do. AdamW with the usual settings: 200 steps of warm-up, then straight down to zero over the minutes, gradients clipped at 1.
+It reads, cleans, splits, tokenizes and batches with our code, so both see the same; fused AdamW, clipping, a warm-up and a linear decay
+over the budget; no evaluation takes of its time. Its minutes count from the start of the process, imports included, as ours do.
 """
 
 import json
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from plait.bench.operations import Shape
-from plait.bench.peers import marian, with_weights_of
-from plait.bench.train_speed import labels, padding
-from plait.core.model import parameters
-from plait.data.batches import BatchOrder
-from plait.data.builtin import load
+from plait.bench.peers import marian, need
+from plait.data.batches import Batch, BatchOrder
 from plait.data.corpus import Corpus
-from plait.data.split import answers
-from plait.tasks.metrics import score
-from plait.tasks.translation import Translator
-from plait.train.log import process_age
+from plait.text.tokenizer import Tokenizer
+from plait.train.log import Reporter, process_age
+from plait.train.schedules import linear_decay
 from plait.verbs.train import Train
-from plait.verbs.training import read, tokenizers_for
+from plait.verbs.training import batches, read, stream, tokenizers_for
 
-SHAPE = dict(d_model=160, n_heads=4, n_layers=2, d_ff=640)  # 1.4 M parameters on cmudict
-RATE, WARMUP, BATCH_TOKENS, DROPOUT = 1e-3, 200, 2048, 0.0
+RESULT, WEIGHTS, SOURCE, TARGET = "result.json", "weights.pt", "source.json", "target.json"
+WARMUP = 200
+CONTEXT = 256
 
 
-def run(data: str, minutes: float, dropout: float = DROPOUT) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Settings:
+    data: str
+    out: str
+    size: dict[str, int]
+    rate: float
+    dropout: float
+    smoothing: float
+    batch_tokens: int
+    minutes: float | None
+    steps: int | None
+    threads: int
+    seed: int
+
+
+def loss_of(net: Any, batch: Batch, smoothing: float) -> torch.Tensor:
+    mask = None if bool(batch.source_real.all()) else batch.source_real.long()
+    scores = net(input_ids=batch.source, attention_mask=mask, decoder_input_ids=batch.target_in, use_cache=False).logits
+    labels = batch.target_out.masked_fill(~batch.target_real, -100)
+    return nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), label_smoothing=smoothing, reduction="sum") / batch.n_target
+
+
+@torch.no_grad()
+def valid_loss(net: Any, corpus: Corpus) -> float:
+    net.eval()
+    total, count = 0.0, 0
+    for batch in batches(corpus):
+        total, count = total + float(loss_of(net, batch, 0.0)) * batch.n_target, count + batch.n_target
+    return total / max(count, 1)
+
+
+def train(s: Settings) -> dict[str, Any]:
     started = time.perf_counter() - process_age()
-    say = lambda text: print(text, file=sys.stderr)  # noqa: E731
-    verb = Train("translation", Path("unused"), [data], minutes=minutes)
-    parts = read(verb, say)
-    source, target = tokenizers_for(verb, parts, say)
-    corpus = Corpus.encode(parts.train, source, target, verb.context, verb.context)
-    shape = Shape(source_vocab=source.vocab_size, target_vocab=target.vocab_size, joint=source is target, **SHAPE)
-    torch.manual_seed(0)
-    peer = marian(shape, pad=target.pad_id, start=target.bos_id, end=target.eos_id, dropout=dropout).train()
-    optimizer = torch.optim.AdamW(peer.parameters(), lr=RATE)
-    step, tokens = 0, 0
-    for _, _, rows in BatchOrder(corpus.lengths, BATCH_TOKENS).stream():
-        progress = (time.perf_counter() - started) / (60 * minutes)
+    torch.set_num_threads(s.threads)
+    say = Reporter().say
+    need("transformers").logging.set_verbosity_error()
+    verb = Train("translation", Path(s.out), [s.data], minutes=s.minutes, steps=s.steps, seed=s.seed)
+    data = read(verb, say)
+    source, target = tokenizers_for(verb, data, say)
+    corpus, valid = (Corpus.encode(part, source, target, CONTEXT, CONTEXT) for part in (data.train, data.valid))
+    torch.manual_seed(s.seed)
+    shape = Shape(**s.size, source_vocab=source.vocab_size, target_vocab=target.vocab_size, joint=source is target)
+    net = marian(shape, pad=source.pad_id, start=target.bos_id, end=target.eos_id, dropout=s.dropout).train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=s.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    schedule = linear_decay(WARMUP)
+    order = BatchOrder(corpus.lengths, s.batch_tokens, s.seed)
+    steps = tokens = 0
+    told = started
+    for _, _, batch in stream(corpus, order, 0, 0):
+        now = time.perf_counter()
+        progress = steps / s.steps if s.steps else (now - started) / (60 * (s.minutes or 1))
         if progress >= 1:
             break
-        step += 1
+        steps += 1
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, step / WARMUP) * (1 - progress)
-        batch = corpus.batch(rows)
+            group["lr"] = s.rate * schedule(steps, progress)
         optimizer.zero_grad()
-        loss = peer(input_ids=batch.source, attention_mask=padding(batch.source_real), labels=labels(batch)).loss
+        loss = loss_of(net, batch, s.smoothing)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         tokens += int(batch.source_real.sum()) + batch.n_target
-        if step % 200 == 0:
-            say(f"step {step}  loss {loss.item():.4f}")
+        if now - told > 15:
+            told = now
+            say(f"{100 * progress:5.1f}%  step {steps}  loss {float(loss):.3f}  {tokens / (now - started):,.0f} tokens/s")
     seconds = time.perf_counter() - started
-    # Scored through our search, with its weights in our 2017 page: tests/parity shows that both compute the same.
-    net = with_weights_of(peer.eval(), shape)
-    right = answers(load(data, "test"))
-    translate = Translator(net, source, target, verb.context, int(1.25 * corpus.targets.lengths.max()) + 4)
-    found = {}
-    for beams in (1, 4):
-        given = [answer.text for answer in translate(list(right), beams=beams)]
-        found[f"beam {beams}"] = score(given, list(right.values()))[0]
-    return {"metrics": found, "parameters": parameters(peer), "steps": step, "tokens": tokens, "seconds": seconds, "shape": str(shape)}
+    out = Path(s.out)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.save(net.state_dict(), out / WEIGHTS)
+    source.save(out / SOURCE)
+    target.save(out / TARGET)
+    longest = min(CONTEXT, int(1.25 * corpus.targets.lengths.max()) + 4)  # as ours
+    parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    found = {"shape": asdict(shape), "parameters": parameters, "longest": longest, "steps": steps, "tokens": tokens, "seconds": seconds}
+    return {**found, "tokens_per_second": tokens / seconds, "valid_loss": valid_loss(net, valid)}
+
+
+def write(found: dict[str, Any], out: Path) -> None:
+    (out / RESULT).write_text(json.dumps(found, indent=2))
+
+
+def opened(out: Path) -> Callable[[list[str], int], list[str]]:
+    """The trained peer as (sources, beams) -> answers, by its own `generate` with its own length penalty."""
+    found = json.loads((out / RESULT).read_text())
+    source, target = Tokenizer.load(out / SOURCE), Tokenizer.load(out / TARGET)
+    need("transformers").logging.set_verbosity_error()
+    net = marian(Shape(**found["shape"]), pad=source.pad_id, start=target.bos_id, end=target.eos_id).eval()
+    net.load_state_dict(torch.load(out / WEIGHTS, weights_only=True))
+
+    def translate(texts: list[str], beams: int, batch: int = 64) -> list[str]:
+        rows = [row[:CONTEXT] for row in source.encode_batch(texts)]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        answers = [""] * len(texts)
+        for start in range(0, len(order), batch):
+            part = order[start : start + batch]
+            width = max(1, *(len(rows[i]) for i in part))
+            ids = torch.tensor([rows[i] + [source.pad_id] * (width - len(rows[i])) for i in part])
+            mask = torch.tensor([[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in part])
+            out = net.generate(ids, attention_mask=mask, num_beams=beams, do_sample=False, max_new_tokens=found["longest"])
+            for i, row in zip(part, out[:, 1:].tolist(), strict=True):
+                answers[i] = target.decode(row[: row.index(target.eos_id)] if target.eos_id in row else row)
+        return answers
+
+    return translate
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(sys.argv[1], float(sys.argv[2]))))
+    settings = Settings(**json.loads(sys.argv[1]))
+    write(train(settings), Path(settings.out))

@@ -9,14 +9,19 @@ class Shape:
 
     d_model: int
     n_heads: int
-    n_layers: int  # on each side
+    n_layers: int
     d_ff: int
     source_vocab: int
     target_vocab: int
     joint: bool = True
+    n_decoder_layers: int | None = None  # None: as many as the encoder has
+
+    @property
+    def decoder_layers(self) -> int:
+        return self.n_layers if self.n_decoder_layers is None else self.n_decoder_layers
 
     def __str__(self) -> str:
-        size = f"{self.n_layers}+{self.n_layers} x {self.d_model}, d_ff {self.d_ff}, {self.n_heads} heads"
+        size = f"{self.n_layers}+{self.decoder_layers} x {self.d_model}, d_ff {self.d_ff}, {self.n_heads} heads"
         vocabulary = f"{self.source_vocab:,}" if self.joint else f"{self.source_vocab:,} and {self.target_vocab:,}"
         return f"{size}, vocabulary {vocabulary}"
 
@@ -34,14 +39,14 @@ def encoder(s: Shape, rows: int, source: int) -> int:
 
 def cross_memory(s: Shape, rows: int, source: int) -> int:
     """Keys and values that the decoder's cross-attentions make of the encoder's output, once a source."""
-    return s.n_layers * rows * source * 2 * 2 * s.d_model**2
+    return s.decoder_layers * rows * source * 2 * 2 * s.d_model**2
 
 
 def decoder(s: Shape, entries: int, seen: float, source: int) -> int:
     """`entries` positions through the decoder and the output matrix, each seeing `seen` earlier ones and `source` of the source."""
     weights = 6 * s.d_model**2 + 2 * s.d_model * s.d_ff  # q k v o, cross q o, feed-forward
     block = 2 * weights + 2 * 2 * s.d_model * (seen + source)
-    return round(entries * (s.n_layers * block + 2 * s.d_model * s.target_vocab))
+    return round(entries * (s.decoder_layers * block + 2 * s.d_model * s.target_vocab))
 
 
 def training(s: Shape, rows: int, source: int, target: int) -> int:
@@ -56,6 +61,5 @@ def training(s: Shape, rows: int, source: int, target: int) -> int:
 def decoding(s: Shape, rows: int, source: int, target: int, beams: int) -> int:
     """Beam search with a cache, `target` steps: every source is encoded once, the first step needs one beam a source, the others all."""
     entries = rows + rows * beams * (target - 1)
-    first, rest = rows, rows * beams
-    seen = (first + rest * sum(range(2, target + 1))) / entries
+    seen = (rows + rows * beams * sum(range(2, target + 1))) / entries
     return encoder(s, rows, source) + cross_memory(s, rows, source) + decoder(s, entries, seen, source)

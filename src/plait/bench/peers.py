@@ -40,7 +40,7 @@ def marian(s: Shape, *, pad: int, start: int, end: int, dropout: float = 0.1, po
         decoder_vocab_size=s.target_vocab,
         d_model=s.d_model,
         encoder_layers=s.n_layers,
-        decoder_layers=s.n_layers,
+        decoder_layers=s.decoder_layers,
         encoder_attention_heads=s.n_heads,
         decoder_attention_heads=s.n_heads,
         encoder_ffn_dim=s.d_ff,
@@ -60,8 +60,9 @@ def marian(s: Shape, *, pad: int, start: int, end: int, dropout: float = 0.1, po
 
 def ours(s: Shape, arch: str = "vaswani", dropout: float = 0.1) -> Model:
     """The page `arch` at this shape, weights random."""
-    config = dict(source_vocab=s.source_vocab, target_vocab=s.target_vocab, d_model=s.d_model, n_heads=s.n_heads, n_layers=s.n_layers)
-    return models.build(arch, {**config, "d_ff": s.d_ff, "dropout": dropout, "tie": "all" if s.joint else "target"})
+    size = dict(d_model=s.d_model, n_heads=s.n_heads, n_layers=s.n_layers, n_decoder_layers=s.decoder_layers, d_ff=s.d_ff)
+    vocabulary = dict(source_vocab=s.source_vocab, target_vocab=s.target_vocab, tie="all" if s.joint else "target")
+    return models.build(arch, {**size, **vocabulary, "dropout": dropout})
 
 
 def with_weights_of(peer: Any, s: Shape) -> Model:
@@ -71,8 +72,8 @@ def with_weights_of(peer: Any, s: Shape) -> Model:
     own: dict[str, Tensor] = {"encoder.embed.tokens.weight": theirs["model.encoder.embed_tokens.weight"]}
     if not s.joint:
         own["decoder.embed.tokens.weight"] = theirs["model.decoder.embed_tokens.weight"]
-    for tower in ("encoder", "decoder"):
-        for i in range(s.n_layers):
+    for tower, layers in (("encoder", s.n_layers), ("decoder", s.decoder_layers)):
+        for i in range(layers):
             here, there = f"{tower}.blocks.{i}", f"model.{tower}.layers.{i}"
             names = {"ffn.up_proj": "fc1", "ffn.down_proj": "fc2", "ffn_norm": "final_layer_norm"}
             for step in ("self_attn", "cross_attn")[: 1 + (tower == "decoder")]:
@@ -103,7 +104,7 @@ class TorchTransformer(nn.Module):
         super().__init__()
         self.source = nn.Embedding(s.source_vocab, s.d_model)
         self.target = self.source if s.joint else nn.Embedding(s.target_vocab, s.d_model)
-        self.body = nn.Transformer(s.d_model, s.n_heads, s.n_layers, s.n_layers, s.d_ff, dropout, batch_first=True)
+        self.body = nn.Transformer(s.d_model, s.n_heads, s.n_layers, s.decoder_layers, s.d_ff, dropout, batch_first=True)
         for part in self.body.modules():
             if isinstance(part, nn.MultiheadAttention):
                 part.dropout = 0.0

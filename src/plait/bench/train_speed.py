@@ -1,5 +1,6 @@
 """Training tokens a second, ours against loops that others would write, step by step in turn."""
 
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -143,8 +144,6 @@ def torch_step(shape: Shape, dropout: float) -> Callable[[Batch], None]:
 
 def run_trainer(shape: Shape, batches: Iterator[Batch], turns: Turns, folder: Path, dropout: float) -> None:
     """`Seq2SeqTrainer` runs its own loop; after each of its steps the others take their turn. Its time is from turn to turn."""
-    import time
-
     transformers = need("transformers")
     need("accelerate")
     total = turns.warmup + turns.rounds

@@ -30,7 +30,10 @@ def results(value: Any, as_json: bool = False) -> None:
         return
     if isinstance(value, Iterator):
         for item in value:
-            results(item, as_json)
+            if item == "" and not as_json:
+                out("")  # an empty answer keeps its line
+            else:
+                results(item, as_json)
     elif as_json or isinstance(value, Mapping) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
         out(json.dumps(plain(value), ensure_ascii=False, allow_nan=False))
     elif text := str(value):

@@ -72,10 +72,10 @@ def search(
     banned = torch.tensor(list(forbidden), dtype=torch.long, device=memory.x.device)
     while state.active:
         hidden = net.run(decoder, ids, {encoder: memory}, cache).x[:, -1]  # [rows, D]
-        logits = net.heads[head](hidden)
+        log_probs = net.heads[head](hidden).log_softmax(-1)
         if len(banned):
-            logits[:, banned] = float("-inf")
-        parents, tokens, gone = state.advance(logits)
+            log_probs[:, banned] = float("-inf")  # not renormalised: what is forbidden does not make the rest likelier
+        parents, tokens, gone = state.advance(log_probs)
         if gone is not None:
             memory = kept(memory, gone)
             cache.keep_sources(gone)
@@ -103,13 +103,12 @@ class Beams:
         self.tokens = torch.empty(len(self.active), 1, 0, dtype=torch.long, device=device)  # [sources, beams, steps]
         self.length = 0
 
-    def advance(self, logits: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """One step from logits [sources * beams, V]: (former row of each new row or None if unchanged, new ids, sources kept or None)."""
+    def advance(self, log_probs: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """One step from [sources * beams, V]: (former row of each new row or None if unchanged, new ids, sources kept or None)."""
         self.length += 1
         n, running = self.scores.shape
-        values, tokens = top(logits, 2 * self.beams)  # any beam has at most one ending, so 2K candidates leave K that go on
-        log_probs = values - logits.logsumexp(-1, keepdim=True)
-        total = (self.scores.view(-1, 1) + log_probs).view(n, -1)  # [sources, running * 2K]
+        values, tokens = top(log_probs, 2 * self.beams)  # any beam has at most one ending, so 2K candidates leave K that go on
+        total = (self.scores.view(-1, 1) + values).view(n, -1)  # [sources, running * 2K]
         best, at = total.topk(min(2 * self.beams, total.shape[1]), dim=1)
         parent = at // values.shape[1]  # [sources, 2K], the beam it continues
         token = tokens.view(n, -1).gather(1, at)

@@ -50,7 +50,7 @@ VERBS = {
     "inspect": Verb("plait.verbs.inspect", "Inspect", "Show what a model attends to: a page to explore (.html) or a heat map (.png)."),
     "models": Verb("plait.verbs.models", "Models", "List the models there are, with their presets and parameter totals."),
     "data": Verb("plait.verbs.data", "Data", "List the built-in data sets, or write one of them as TSV."),
-    "bench": Verb("plait.verbs.bench", "Bench", "Measure Plait beside named peers, in one run, in turn."),
+    "bench": Verb("plait.bench.verb", "Bench", "Time and score Plait against named peers, in turn, on this machine."),
 }
 
 

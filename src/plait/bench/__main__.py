@@ -1,0 +1,80 @@
+"""`python -m plait.bench OPTIONS` runs one job in a process of its own; OPTIONS and what it prints on stdout are one JSON object each.
+
+`plait bench` starts it, so that the number of threads is set before any library makes its own.
+"""
+
+import json
+import sys
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from plait.errors import InputError, choices
+
+JOBS = ("train-speed", "translate-speed", "quality")
+
+
+def run(o: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """(result, its table) of the job that the options name."""
+    import torch
+
+    from plait.bench import measure
+
+    torch.set_num_threads(o["threads"])
+    found = measure.record(o["job"], o["threads"], o)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if o["job"] == "train-speed":
+            from plait.bench import train_speed
+
+            if o["shape"] not in train_speed.JOBS:
+                raise InputError(f"--shape {o['shape']}: choose {choices(train_speed.JOBS)}")
+            only = contestants(o["only"], ["plait", *train_speed.PEERS], [*train_speed.WHAT])
+            done = train_speed.run(train_speed.JOBS[o["shape"]], o["rounds"] or 20, only, folder)
+            table = train_speed.shown(done)
+        elif o["job"] == "translate-speed":
+            from plait.bench import translate_speed
+
+            only = contestants(o["only"], ["plait", *translate_speed.PEERS], [*translate_speed.WHAT])
+            done = translate_speed.run(translate_speed.BASE, o["rounds"] or 5, only, folder, o["threads"], o["beams"])
+            table = translate_speed.shown(done)
+        else:
+            from plait.bench import quality
+
+            only = contestants(o["only"], ["plait", "marian"], ["plait", "marian"])
+            names = ("data", "minutes", "threads", "seed", "peers", "rates", "peer_dropout", "peer_smoothing", "limit")
+            job = quality.Job(**{name: o[name] for name in names}, run=Path(o["run_folder"]) if o["run_folder"] else None)
+            done = quality.run(job, only, folder)
+            table = quality.shown(done)
+    return {**found, **done, "load_after": measure.load_average()}, table
+
+
+def contestants(given: list[str], usual: list[str], known: list[str]) -> list[str]:
+    if unknown := [name for name in given if name not in known]:
+        raise InputError(f"--only {' '.join(unknown)}: choose among {choices(repr(name) for name in known)}")
+    return given or usual
+
+
+def main(words: list[str]) -> int:
+    o = json.loads(words[0])
+    try:
+        from plait.bench import measure
+
+        found, table = run(o)
+        out = Path(o["out"] or f"bench/results/{o['job']}-{datetime.now():%Y-%m-%d}.json")
+        measure.write(found, out)
+    except InputError as error:
+        print(json.dumps({"error": error.message, "faults": error.faults}))
+        return 2
+    head = (
+        f"{found['machine']['cpu']}, {found['threads']} threads, torch {found['machine']['torch']}, commit {(found['commit'] or '?')[:10]}"
+    )
+    head += " with changes" if found["changed"] else ""
+    busy = f"load average before and after: {found['load_before']} and {found['load_after']}"
+    print(json.dumps({"table": "\n".join([table, "", head, busy, f"written to {out}"])}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
