@@ -13,6 +13,7 @@ from plait.bench.measure import PRODUCT, Product, Turns, aligned, summary, table
 from plait.bench.operations import Shape, decoding
 from plait.bench.peers import ctranslate2, marian, need, with_weights_of
 from plait.core.stream import Stream
+from plait.generate.layout import for_few_rows
 from plait.generate.search import mean, search
 
 BASE = Shape(512, 8, 6, 2048, 58101, 58101)
@@ -72,7 +73,7 @@ def contestants(shape: Shape, names: list[str], folder: Path, threads: int) -> d
     peer.generation_config.bad_words_ids = None
     made: dict[str, Callable[[Tensor, int, int], Answers]] = {}
     if "plait" in names:
-        net = with_weights_of(peer, shape)
+        net = for_few_rows(with_weights_of(peer, shape))  # as plait.load does
         made["plait"] = lambda ids, beams, length: plait_answers(net, ids, beams, length, end, pad)
     if "generate" in names:
         made["generate"] = lambda ids, beams, length: generate_answers(peer, ids, beams, length)

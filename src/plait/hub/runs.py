@@ -12,6 +12,7 @@ from torch import Tensor
 from plait import models
 from plait.core.model import Model
 from plait.errors import InputError
+from plait.generate.layout import for_few_rows
 from plait.tasks.memory import TranslationMemory
 from plait.tasks.translation import Answer, Translator, padded
 from plait.text.tokenizer import Tokenizer
@@ -101,7 +102,7 @@ def open_run(folder: Path, device: str = "cpu") -> "TranslationRun":
             raise InputError(
                 f"{folder / MEMORY}: the run needs the neighbours it was trained with, and cannot read them: {error}"
             ) from None
-    return TranslationRun(net.to(device).eval(), source, target, config, memory)
+    return TranslationRun(for_few_rows(net.to(device).eval()), source, target, config, memory)
 
 
 class TranslationRun:
