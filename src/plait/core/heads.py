@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from plait.core.stream import Lent
 
-
 FEW = 128  # rows
 
 
