@@ -35,9 +35,9 @@ def log_probs(net, source: list[int], prefix: tuple[int, ...], forbidden: tuple[
     """The next token's log-probabilities after a prefix: no cache, no batch."""
     with torch.no_grad():
         hidden = net(encoder=torch.tensor([source]), decoder=torch.tensor([[START, *prefix]]))["decoder"].x[0, -1]
-        logits = net.heads["lm"](hidden)
-        logits[list(forbidden)] = float("-inf")
-        return logits.log_softmax(-1).tolist()
+        found = net.heads["lm"](hidden).log_softmax(-1)
+        found[list(forbidden)] = float("-inf")  # what is forbidden does not make the rest likelier
+        return found.tolist()
 
 
 @pytest.fixture(scope="session")

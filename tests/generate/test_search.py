@@ -140,7 +140,7 @@ def test_when_nothing_is_allowed_the_answer_is_empty(tiny):
     (found,) = find(tiny(0), [[3]], 4, beams=2, forbidden=range(VOCAB))
     assert found[0].ids == [] and not found[0].ended
     (found,) = find(tiny(0), [[3]], 4, beams=3, n_best=3, forbidden=[v for v in range(VOCAB) if v != END])
-    assert [(h.ids, h.ended) for h in found] == [([], True)] and found[0].log_prob == 0.0
+    assert [(h.ids, h.ended) for h in found] == [([], True)] and found[0].log_prob < 0.0  # forbidding does not make the rest likelier
 
 
 @pytest.mark.parametrize(("beams", "n_best"), [(0, 1), (2, 3), (2, 0)])

@@ -94,7 +94,7 @@ def train(s: Settings) -> dict[str, Any]:
         tokens += int(batch.source_real.sum()) + batch.n_target
         if now - told > 15:
             told = now
-            say(f"{100 * progress:5.1f}%  step {steps}  loss {float(loss):.3f}  {tokens / (now - started):,.0f} tokens/s")
+            say(f"{100 * progress:5.1f}%  step {steps}  loss {loss.item():.3f}  {tokens / (now - started):,.0f} tokens/s")
     seconds = time.perf_counter() - started
     out = Path(s.out)
     out.mkdir(parents=True, exist_ok=True)
