@@ -82,8 +82,11 @@ def test_an_interrupt_leaves_without_a_traceback(dev, monkeypatch, capsys):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no process groups to interrupt on Windows")
 def test_an_interrupted_command_may_save_what_it_has(tmp_path):
-    saves = "import time\ntry: print('ready', flush=True); time.sleep(20)\nexcept KeyboardInterrupt: time.sleep(0.6); open('saved', 'w')"
-    script = f"import dev; dev.ROOT = {str(tmp_path)!r}; dev.wait([dev.sys.executable, '-c', {saves!r}])"
+    # A job in the background of a shell script is started with SIGINT ignored, and its children inherit that.
+    hears = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    waits = "import time\ntry: print('ready', flush=True); time.sleep(20)\nexcept KeyboardInterrupt: time.sleep(0.6); open('saved', 'w')"
+    saves = hears + waits
+    script = f"{hears}import dev; dev.ROOT = {str(tmp_path)!r}; dev.wait([dev.sys.executable, '-c', {saves!r}])"
     child = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )

@@ -26,7 +26,7 @@ def test_the_peer_gets_what_our_run_has_chosen(tmp_path):
 
 @pytest.mark.parametrize("peer", ["64", "64:2", "a:2+2", "66:2+2", "64:2+0"])
 def test_a_wrong_peer_is_refused(peer, tmp_path):
-    with pytest.raises(InputError, match="--peers"):
+    with pytest.raises(InputError, match="--peer "):
         quality.run(quality.Job("x", peers=["same", peer]), ["marian"], tmp_path)
 
 

@@ -43,8 +43,9 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], str]:
             from plait.bench import quality
 
             only = contestants(o["only"], ["plait", "marian"], ["plait", "marian"])
-            names = ("data", "minutes", "threads", "seed", "peers", "rates", "peer_dropout", "peer_smoothing", "limit")
-            job = quality.Job(**{name: o[name] for name in names}, run=Path(o["run_folder"]) if o["run_folder"] else None)
+            names = ("data", "minutes", "threads", "seed", "rates", "peer_dropout", "peer_smoothing", "limit")
+            trained = Path(o["run_folder"]) if o["run_folder"] else None
+            job = quality.Job(**{name: o[name] for name in names}, peers=o["peer"], run=trained)
             done = quality.run(job, only, folder)
             table = quality.shown(done)
     return {**found, **done, "load_after": measure.load_average()}, table

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from plait.bench import marian_run
-from plait.bench.measure import aligned
+from plait.bench.measure import aligned, load_average
 from plait.bench.operations import Shape
 from plait.bench.peers import need
 from plait.data.cleaning import clean
@@ -87,9 +87,9 @@ def peer_size(peer: str) -> dict[str, int]:
         encoder, decoder = map(int, layers.split("+"))
         size = {"d_model": int(width), "n_heads": 4, "n_layers": encoder, "n_decoder_layers": decoder, "d_ff": 4 * int(width)}
     except ValueError:
-        raise InputError(f"--peers {peer}: expected width:encoder+decoder layers, such as 128:3+3, or same") from None
+        raise InputError(f"--peer {peer}: expected width:encoder+decoder layers, such as 128:3+3, or same") from None
     if min(size.values()) < 1 or size["d_model"] % 8:
-        raise InputError(f"--peers {peer}: the width must divide into 4 heads of an even width, and each side needs a layer")
+        raise InputError(f"--peer {peer}: the width must divide into 4 heads of an even width, and each side needs a layer")
     return size
 
 
@@ -117,12 +117,14 @@ def peer_settings(job: Job, ours: dict[str, Any] | None, peer: str, rate: float,
 
 
 def peer_figures(settings: marian_run.Settings, sources: list[str], references: list[list[str]]) -> dict[str, Any]:
+    before = load_average()
     process(["-m", "plait.bench.marian_run", json.dumps(asdict(settings))], settings.threads)
+    load = [before, load_average()]
     found = json.loads((Path(settings.out) / marian_run.RESULT).read_text())
     translate = marian_run.opened(Path(settings.out))
     described = f"MarianMTModel {Shape(**found['shape'])}, AdamW {settings.rate:g}"
     scores = {str(beams): score(translate(sources, beams), references)[0] for beams in BEAMS}
-    return {"what": described, **found, "settings": asdict(settings), "scores": scores}
+    return {"what": described, **found, "settings": asdict(settings), "load": load, "scores": scores}
 
 
 def run(job: Job, only: list[str], folder: Path) -> dict[str, Any]:
@@ -136,7 +138,10 @@ def run(job: Job, only: list[str], folder: Path) -> dict[str, Any]:
     sources, references = test_set(job.data, job.limit)
     contestants: dict[str, dict[str, Any]] = {}
     if "plait" in only:
-        contestants["plait"] = our_figures(job, train_ours(job, folder), sources, references)
+        before = load_average()
+        trained = train_ours(job, folder)
+        between = load_average()
+        contestants["plait"] = {**our_figures(job, trained, sources, references), "load": [before, between]}
     for peer, rate in product(job.peers, job.rates) if "marian" in only else []:
         name = f"marian {peer} {rate:g}"
         settings = peer_settings(job, contestants.get("plait"), peer, rate, folder / name.replace(" ", "-").replace(":", "-"))

@@ -25,7 +25,7 @@ class Bench:
     data: Annotated[str, "of quality: a built-in set"] = "cmudict"
     minutes: Annotated[float, "of quality: wall time of each contestant, from the start of its process"] = 5.0
     run_folder: Annotated[Path | None, "RUN", "of quality: a run of ours that is trained already"] = None
-    peers: Annotated[list[str], "D:E+D", "of quality: width and layers of MarianMTModel, such as 128:3+3, or same: as our run's"] = field(
+    peer: Annotated[list[str], "D:E+D", "of quality: width and layers of MarianMTModel, such as 128:3+3, or same: as our run's"] = field(
         default_factory=lambda: ["same"]
     )
     rates: Annotated[list[float], "of quality: learning rates of each peer, a run each; the best counts"] = field(
