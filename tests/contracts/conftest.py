@@ -13,14 +13,6 @@ from plait.models import PAGES, build
 VOCAB = 29
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def config(arch: str) -> dict:
     """The page's tiny preset over a tiny vocabulary, without dropout (which is no part of what a model computes)."""
     page = PAGES[arch]

@@ -9,14 +9,6 @@ from plait.models import build
 VOCAB, START, END = 5, 1, 2
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def made(seed: int = 0, arch: str = "modern", vocab: int = VOCAB, **changes):
     torch.manual_seed(seed)
     shape = dict(d_model=16, n_heads=2, n_layers=1, d_ff=16, dropout=0.0, tie="none", **changes)

@@ -11,15 +11,6 @@ from plait.models import build
 from plait.text.training import train_tokenizer
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Shapes are tiny: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def run(tmp_path) -> Path:
     folder = tmp_path / "run"

@@ -21,15 +21,6 @@ VOCAB = 12
 SIZE = dict(source_vocab=VOCAB, target_vocab=VOCAB, d_model=16, n_heads=2, n_layers=1, d_ff=32)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Shapes are tiny: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def corpus_of(rows: list[tuple[list[int], list[int]]]) -> Corpus:
     return Corpus(Flat.of([s for s, _ in rows]), Flat.of([t for _, t in rows]), 0, 0, 1, 2, Report("made"))
 

@@ -10,19 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from plait import cli
 
 SMALL = ["--preset", "modern-tiny", "--batch-tokens", "512"]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

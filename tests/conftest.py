@@ -1,4 +1,4 @@
-"""Shapes: pyproject's `--jaxtyping-packages=plait.core,beartype.beartype` checks every annotation of core while the tests run."""
+"""What all tests share."""
 
 import pytest
 import torch
