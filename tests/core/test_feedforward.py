@@ -78,3 +78,30 @@ def test_dropout_falls_on_the_hidden_layer():
     assert_close(kept, kept[:1].expand(4))  # one draw for all outputs: dropout is before the last projection
     assert abs(kept[0].item() - 3072) < 5 * math.sqrt(4096 * 0.25 * 0.75)
     assert kept[0] != 3072 or ffn(torch.zeros(1, 1, 4, dtype=torch.float64))[0, 0, 0] * 0.75 != 3072
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", [None, "up_proj.weight", "down_proj.weight"])
+def test_relu_in_place_is_the_same_function(bias, frozen):
+    """The joined function against the plain steps, which a hook brings back: outputs, all gradients, and finite differences."""
+    torch.manual_seed(0)
+    ffn = FFN(6, 10, relu, bias=bias).double()
+    for name, p in ffn.named_parameters():
+        torch.nn.init.normal_(p)
+        p.requires_grad_(name != frozen)
+    x = torch.randn(3, 50, 6, dtype=torch.float64, requires_grad=True)
+    grad, found = torch.randn(3, 50, 6, dtype=torch.float64), []
+    assert ffn.in_place(x)
+    for watched in (False, True):
+        if watched:
+            ffn.up_proj.register_forward_hook(lambda *_: None)
+            assert not ffn.in_place(x)
+        y = ffn(x)
+        wanted = [x, *(p for p in ffn.parameters() if p.requires_grad)]
+        found.append([y, *torch.autograd.grad(y, wanted, grad)])
+    for joined, plain in zip(*found, strict=True):
+        torch.testing.assert_close(joined, plain, rtol=1e-12, atol=1e-12)
+    del ffn.up_proj._forward_hooks[next(iter(ffn.up_proj._forward_hooks))]
+    assert ffn.in_place(x) and torch.autograd.gradcheck(ffn, x[:1, :2].detach().requires_grad_())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not ffn.in_place(x)

@@ -27,7 +27,9 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], str]:
         folder = Path(scratch)
         if o["job"] == "train-speed":
             from plait.bench import train_speed
+            from plait.train.allocator import keep_freed_memory
 
+            keep_freed_memory()  # as plait train does; in one process all contestants gain by it
             if o["shape"] not in train_speed.JOBS:
                 raise InputError(f"--shape {o['shape']}: choose {choices(train_speed.JOBS)}")
             only = contestants(o["only"], ["plait", *train_speed.PEERS], [*train_speed.WHAT])

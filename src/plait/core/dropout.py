@@ -18,7 +18,21 @@ def keep_scale(like: Tensor, p: float) -> Tensor:
         return torch.zeros_like(like)
     draws = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device).random_(-(2**63), None)
     lanes = draws.view(torch.int16)[: like.numel()].view(like.shape)
-    return (lanes >= threshold - LANES // 2).to(like.dtype).mul_(LANES / (LANES - threshold))
+    kept = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    return torch.ge(lanes, threshold - LANES // 2, out=kept).mul_(LANES / (LANES - threshold))  # no boolean in between
+
+
+class _AddDropped(torch.autograd.Function):
+    """x + y · scale in one pass each way; addcmul's own backward takes two."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return torch.addcmul(x, y, scale)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        return grad, grad * ctx.saved_tensors[0], None
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
@@ -31,7 +45,7 @@ def add_dropped(x: Tensor, y: Tensor, p: float, training: bool) -> Tensor:
     """x + dropout(y), in one pass over memory where that is to be had."""
     if not training or p == 0.0:
         return x + y
-    return torch.addcmul(x, y, keep_scale(y, p)) if x.device.type == "cpu" else x + F.dropout(y, p)
+    return _AddDropped.apply(x, y, keep_scale(y, p)) if x.device.type == "cpu" else x + F.dropout(y, p)
 
 
 class Dropout(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from plait.core.dropout import Dropout
-from plait.core.linear import Linear, project
+from plait.core.linear import Linear, affine, plain, project
 from plait.core.stream import Call
 
 Activation = Callable[[Tensor], Tensor]
@@ -55,6 +55,32 @@ def relu2(x: Tensor) -> Tensor:
     return _ReLU2.apply(x)  # type: ignore[return-value]
 
 
+class _ReLUFFN(torch.autograd.Function):
+    """relu(x Uᵀ + a) Dᵀ + b for rows x [N, D], the widest tensors of a model written once: ReLU works in place both ways."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, up: Tensor, a: Tensor | None, down: Tensor, b: Tensor | None) -> Tensor:
+        hidden = affine(x, up, a).relu_()
+        ctx.save_for_backward(x, hidden, up, down)
+        return affine(hidden, down, b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        x, hidden, up, down = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        grad_down = grad.T @ hidden if wanted[3] else None
+        inner = grad @ down
+        torch.ops.aten.threshold_backward.grad_input(inner, hidden, 0, grad_input=inner)
+        return (
+            inner @ up if wanted[0] else None,
+            inner.T @ x if wanted[1] else None,
+            inner.sum(0) if wanted[2] else None,
+            grad_down,
+            grad.sum(0) if wanted[4] else None,
+        )
+
+
 class FFN(nn.Module):
     """down(activation(up(x))); with `gated`, down(activation(gate(x)) * up(x))."""
 
@@ -69,9 +95,19 @@ class FFN(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B L D"], call: Call | None = None, path: tuple = ()) -> Float[Tensor, "B L D"]:
+        if self.in_place(x):
+            up, down = self.up_proj, self.down_proj
+            y = _ReLUFFN.apply(x.flatten(0, -2), up.weight, up.bias, down.weight, down.bias)
+            return y.view(*x.shape[:-1], -1)  # type: ignore[union-attr]
         if self.gate_proj is None:
             hidden = self.activation(self.up_proj(x))  # [B, L, F]
         else:
             gate, up = project(x, self.gate_proj, self.up_proj)
             hidden = self.activation(gate) * up
         return self.down_proj(self.dropout(hidden))
+
+    def in_place(self, x: Tensor) -> bool:
+        """Whether the hidden vectors are nobody else's business: plain weights, no hook on them, no dropout between."""
+        free = self.activation is relu and self.gate_proj is None and not (self.training and self.dropout.p)
+        usual = x.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+        return free and usual and plain(self.up_proj) and plain(self.down_proj)

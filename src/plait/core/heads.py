@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from plait.core.linear import Packed
 from plait.core.stream import Lent
 
 FEW = 128  # rows
@@ -16,6 +17,7 @@ class Tied(nn.Module):
     """Scores against the rows of an embedding (Press & Wolf 2017): h Eᵀ · scale (+ bias). The embedding stays with its owner."""
 
     bias: nn.Parameter | None
+    packed: Packed | None = None
 
     def __init__(self, tokens: Any, scale: float = 1.0, bias: bool = False):
         super().__init__()
@@ -32,9 +34,11 @@ class Tied(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         hidden = hidden if self.scale == 1.0 else hidden * self.scale
+        if self.packed is not None and self.packed.serves(hidden, self.weight):
+            return self.packed(hidden, self.bias)
         few = hidden.ndim == 2 and len(hidden) <= FEW and hidden.device.type == "cpu" and not torch.is_grad_enabled()
         if not few:
             return F.linear(hidden, self.weight, self.bias)
-        # Decoding: with few rows the other order of the same product is twice as fast on a CPU, a copy into rows included (docs/log.md).
-        scores = torch.mm(self.weight, hidden.t()).t().contiguous()
+        # Decoding: with few rows the other order of the same product is quicker on a CPU (docs/log.md); scores then lie by columns.
+        scores = torch.mm(self.weight, hidden.t()).t()
         return scores if self.bias is None else scores.add_(self.bias)

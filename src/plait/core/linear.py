@@ -7,11 +7,55 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+MANY = 128  # rows
+
+
+class Packed:
+    """A copy of a float32 weight [d_out, d_in] in the order in which oneDNN multiplies fastest on this CPU; the numbers are the same.
+
+    It serves only while the weight is what it was: a changed or moved weight is used itself again. Copies of a module have none.
+    """
+
+    def __init__(self, weight: Tensor, rows: int):
+        """`rows`: about how many rows of x a product will have."""
+        self.tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
+        self.of = self.mark(weight)
+
+    @staticmethod
+    def possible(weight: Tensor) -> bool:
+        ops = torch.ops.mkldnn
+        there = torch.backends.mkldnn.is_available() and hasattr(ops, "_reorder_linear_weight") and hasattr(ops, "_linear_pointwise")
+        return there and weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.is_inference()
+
+    @staticmethod
+    def mark(weight: Tensor) -> tuple[int, int]:
+        return weight.data_ptr(), weight._version
+
+    def serves(self, x: Tensor, weight: Tensor) -> bool:
+        return x.dtype == torch.float32 and not torch.is_grad_enabled() and self.of == self.mark(weight)
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.tensor, bias, "none", [], "")
+
+    def __deepcopy__(self, memo: dict) -> None:
+        return None
+
+    def __reduce__(self) -> tuple:
+        return type(None), ()
+
+
+def affine(x: Float[Tensor, "... d_in"], weight: Tensor, bias: Tensor | None) -> Float[Tensor, "... d_out"]:
+    """x Wᵀ + b. On a CPU the bias is added to the product of many rows: `F.linear` first spreads it over the output (docs/log.md)."""
+    if bias is None or x.device.type != "cpu" or x.numel() < MANY * x.shape[-1]:
+        return F.linear(x, weight, bias)
+    return torch.mm(x.flatten(0, -2), weight.t()).add_(bias).view(*x.shape[:-1], -1)
+
 
 class Linear(nn.Module):
     """y = x Wᵀ + b with `weight` [d_out, d_in] (as `torch.nn.Linear` and released files store it)."""
 
     bias: nn.Parameter | None
+    packed: Packed | None = None
 
     def __init__(self, d_in: int, d_out: int, bias: bool = True):
         super().__init__()
@@ -26,10 +70,17 @@ class Linear(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        return F.linear(x, self.weight, self.bias)
+        if self.packed is not None and self.packed.serves(x, self.weight):
+            return self.packed(x, self.bias)
+        return affine(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]} -> {self.weight.shape[0]}, bias={self.bias is not None}"
+
+
+def plain(layer: nn.Module) -> bool:
+    """Whether a layer is this file's `Linear` and nobody watches its input or output, so that its weights may be used without it."""
+    return type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
 
 
 def project(x: Float[Tensor, "... d_in"], *layers: nn.Module) -> Sequence[Tensor]:
@@ -38,11 +89,11 @@ def project(x: Float[Tensor, "... d_in"], *layers: nn.Module) -> Sequence[Tensor
     Joining the weights costs one copy of them, which is small beside the product from a few dozen rows on; below that
     (single-token decoding) reading the weights is the whole cost and they are left where they are.
     """
-    plain = [layer for layer in layers if type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks)]
-    if len(plain) < len(layers) or len(layers) < 2 or x.numel() // x.shape[-1] < 128:
+    joined = [layer for layer in layers if isinstance(layer, Linear) and plain(layer) and layer.packed is None]
+    if len(joined) < len(layers) or len(layers) < 2 or x.numel() < MANY * x.shape[-1]:
         return [layer(x) for layer in layers]
-    widths = [layer.weight.shape[0] for layer in plain]
+    widths = [layer.weight.shape[0] for layer in joined]
     bias = None
-    if any(layer.bias is not None for layer in plain):
-        bias = torch.cat([x.new_zeros(width) if layer.bias is None else layer.bias for layer, width in zip(plain, widths, strict=True)])
-    return F.linear(x, torch.cat([layer.weight for layer in plain]), bias).split(widths, dim=-1)
+    if any(layer.bias is not None for layer in joined):
+        bias = torch.cat([x.new_zeros(width) if layer.bias is None else layer.bias for layer, width in zip(joined, widths, strict=True)])
+    return affine(x, torch.cat([layer.weight for layer in joined]), bias).split(widths, dim=-1)

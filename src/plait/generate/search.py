@@ -10,7 +10,7 @@ from torch import Tensor
 from plait.core.cache import Cache
 from plait.core.model import Model
 from plait.core.stream import Stream
-from plait.generate.top import top
+from plait.generate.top import log_normaliser, top
 
 Penalty = Callable[[int], float]  # length in tokens, end of sentence counted -> what the summed log-probability is divided by
 
@@ -72,10 +72,7 @@ def search(
     banned = torch.tensor(list(forbidden), dtype=torch.long, device=memory.x.device)
     while state.active:
         hidden = net.run(decoder, ids, {encoder: memory}, cache).x[:, -1]  # [rows, D]
-        log_probs = net.heads[head](hidden).log_softmax(-1)
-        if len(banned):
-            log_probs[:, banned] = float("-inf")  # not renormalised: what is forbidden does not make the rest likelier
-        parents, tokens, gone = state.advance(log_probs)
+        parents, tokens, gone = state.advance(*candidates(net.heads[head](hidden), banned, 2 * beams))
         if gone is not None:
             memory = kept(memory, gone)
             cache.keep_sources(gone)
@@ -92,6 +89,15 @@ def kept(memory: Stream, rows: Tensor) -> Stream:
     return memory.having(**{name: part[rows] for name, part in parts.items() if part is not None and part.ndim > 1})
 
 
+def candidates(scores: Tensor, banned: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k likeliest ids of each row of scores [N, V] (which are overwritten where banned): (log-probabilities, ids) [N, k]."""
+    normaliser = log_normaliser(scores)  # over all ids: what is forbidden does not make the rest likelier
+    if len(banned):
+        scores[:, banned] = float("-inf")
+    values, ids = top(scores, k)
+    return values.sub_(normaliser), ids
+
+
 class Beams:
     """The running and finished beams of all sources. `active` are the sources still searched, in the order of the batch's rows."""
 
@@ -103,11 +109,14 @@ class Beams:
         self.tokens = torch.empty(len(self.active), 1, 0, dtype=torch.long, device=device)  # [sources, beams, steps]
         self.length = 0
 
-    def advance(self, log_probs: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """One step from [sources * beams, V]: (former row of each new row or None if unchanged, new ids, sources kept or None)."""
+    def advance(self, values: Tensor, tokens: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """One step from the 2K likeliest ids of each row: any beam has at most one ending, so that leaves K that go on.
+
+        `values` (log-probabilities) and `tokens` [sources * running, 2K] -> (former row of each new row or None if unchanged, new
+        ids, sources kept or None).
+        """
         self.length += 1
         n, running = self.scores.shape
-        values, tokens = top(log_probs, 2 * self.beams)  # any beam has at most one ending, so 2K candidates leave K that go on
         total = (self.scores.view(-1, 1) + values).view(n, -1)  # [sources, running * 2K]
         best, at = total.topk(min(2 * self.beams, total.shape[1]), dim=1)
         parent = at // values.shape[1]  # [sources, 2K], the beam it continues

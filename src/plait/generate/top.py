@@ -1,9 +1,18 @@
-"""The k largest of a row, quickly: a decoding step should not spend its time sorting the vocabulary."""
+"""The k largest of a row and its log-normaliser, quickly: a decoding step should not spend its time passing over the vocabulary.
+
+Scores [N, V] may lie row by row or, as a product in the quick order leaves them (core/heads.py), column by column: both are read as
+they lie.
+"""
 
 import torch
 from torch import Tensor
 
 BLOCK = 256
+CHUNK = 2**18  # scores exponentiated at a time: 1 MB of float32 stays in a cache
+
+
+def by_columns(x: Tensor) -> bool:
+    return x.stride(0) == 1 and x.shape[0] > 1
 
 
 def top(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -17,12 +26,35 @@ def top(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     blocks = v // BLOCK
     if x.device.type != "cpu" or blocks < 4 * k:
         return x.topk(k, dim=1)
-    body, rest = x[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)), x[:, blocks * BLOCK :]
-    best = body.amax(2).topk(k, dim=1).indices  # [N, k]
-    few = body.gather(1, best[:, :, None].expand(-1, -1, BLOCK)).flatten(1)  # [N, k * BLOCK]
+    head, rest = x[:, : blocks * BLOCK], x[:, blocks * BLOCK :]
+    if by_columns(x):  # torch's reductions are quick only over axes in the order of memory
+        body = head.t().unflatten(0, (blocks, BLOCK))  # [blocks, BLOCK, N]
+        best = body.amax(1).t().topk(k, dim=1).indices  # [N, k]
+        few = body.gather(0, best.t()[:, None].expand(-1, BLOCK, -1)).permute(2, 0, 1).flatten(1)  # [N, k * BLOCK]
+    else:
+        body = head.unflatten(1, (blocks, BLOCK))
+        best = body.amax(2).topk(k, dim=1).indices
+        few = body.gather(1, best[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
     where = (best[:, :, None] * BLOCK + torch.arange(BLOCK, device=x.device)).flatten(1)
     if rest.shape[1]:
         few = torch.cat([few, rest], 1)
         where = torch.cat([where, torch.arange(blocks * BLOCK, v, device=x.device).expand(n, -1)], 1)
     values, at = few.topk(k, dim=1)
     return values, where.gather(1, at)
+
+
+def log_normaliser(x: Tensor) -> Tensor:
+    """log Σ exp of each row of [N, V]: [N, 1]. Rows of nothing but -inf give -inf.
+
+    Chunk by chunk on a CPU, so that the exponentials are never all written to memory, as log_softmax would.
+    """
+    if x.device.type != "cpu" or x.numel() <= CHUNK:
+        return x.logsumexp(1, keepdim=True)
+    if not by_columns(x):
+        return torch.cat([part.logsumexp(1, keepdim=True) for part in x.split(max(1, CHUNK // x.shape[1]))])
+    columns = x.t()  # [V, N], rows contiguous
+    largest = columns.amax(0).clamp_min_(torch.finfo(x.dtype).min)
+    total = torch.zeros_like(largest)
+    for part in columns.split(max(1, CHUNK // x.shape[0])):
+        total += (part - largest).exp_().sum(0)
+    return total.log_().add_(largest)[:, None]

@@ -21,7 +21,7 @@ from plait.train.schedules import Schedule
 
 
 class Optimizer(Protocol):
-    def step(self, factor: float) -> None: ...
+    def step(self, factor: float, divide: Tensor | None = None) -> None: ...
     def state(self) -> dict[str, Tensor]: ...
     def load(self, state: Any) -> None: ...
 
@@ -229,16 +229,15 @@ class Trainer:
             loss.total.backward()
             total, count = total + loss.plain.detach(), count + loss.count
         grads = [p.grad for p in self.params if p.grad is not None]
-        torch._foreach_mul_(grads, 1.0 / max(count, 1))
+        divide = torch.full_like(total, max(count, 1))
+        watched = total
         if self.settings.clip:
-            norm = nn.utils.get_total_norm(grads)
-            if not bool(norm.isfinite()):
-                self.not_finite("loss", state.step + 1)
-            torch._foreach_mul_(grads, torch.clamp(self.settings.clip / (norm + 1e-6), max=1.0))
-        elif not bool(total.isfinite()):
+            watched = nn.utils.get_total_norm(grads) / divide
+            divide = divide * torch.clamp((watched + 1e-6) / self.settings.clip, min=1.0)
+        if not bool(watched.isfinite()):
             self.not_finite("loss", state.step + 1)
         state.step += 1
-        self.optimizer.step(self.schedule(state.step, state.progress))
+        self.optimizer.step(self.schedule(state.step, state.progress), divide)
         state.tokens += self.objective.size(batch)
         self.recent.append((total, count))
 

@@ -24,16 +24,23 @@ class Adam:
         self.steps = torch.zeros(())
 
     @torch.no_grad()
-    def step(self, factor: float) -> None:
-        """One update at the learning rate `rate` · `factor`, from each parameter's `.grad`; one without a gradient is left alone."""
+    def step(self, factor: float, divide: Tensor | None = None) -> None:
+        """One update at the learning rate `rate` · `factor`, from each parameter's `.grad`; one without a gradient is left alone.
+
+        Gradients are divided by `divide` (a scalar) on the way, which spares a pass over all of them.
+        """
         self.steps += 1
         names = [name for name, p in self.named.items() if p.grad is not None]
         if not names:
             return
         params: list[Tensor] = [self.named[name] for name in names]
+        grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
+        if divide is not None and params[0].dtype == torch.float64:  # the kernel takes its divisor in float32
+            torch._foreach_div_(grads, divide)
+            divide = None
         torch._fused_adamw_(
             params,
-            [p.grad for p in params],  # type: ignore[arg-type]
+            grads,
             [self.first[name] for name in names],
             [self.second[name] for name in names],
             [],
@@ -45,6 +52,7 @@ class Adam:
             eps=self.eps,
             amsgrad=False,
             maximize=False,
+            grad_scale=None if divide is None else divide.float(),
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -95,10 +103,12 @@ class Muon:
         self.buffers = [torch.stack([torch.zeros_like(self.named[name]) for name in names]) for names in self.groups]
 
     @torch.no_grad()
-    def step(self, factor: float) -> None:
+    def step(self, factor: float, divide: Tensor | None = None) -> None:
         for names, buffer in zip(self.groups, self.buffers, strict=True):
             params: list[Tensor] = [self.named[name] for name in names]
             grads = torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in params])
+            if divide is not None:
+                grads.div_(divide)
             buffer.lerp_(grads, 1 - self.momentum)
             update = orthogonalised(grads.lerp_(buffer, self.momentum), self.steps)  # Nesterov
             scale = (max(params[0].shape) / min(params[0].shape)) ** 0.5
@@ -125,9 +135,9 @@ class Together:
     def __init__(self, **parts: Adam | Muon):
         self.parts = parts
 
-    def step(self, factor: float) -> None:
+    def step(self, factor: float, divide: Tensor | None = None) -> None:
         for part in self.parts.values():
-            part.step(factor)
+            part.step(factor, divide)
 
     def state(self) -> dict[str, Tensor]:
         return {f"{name}.{key}": tensor for name, part in self.parts.items() for key, tensor in part.state().items()}

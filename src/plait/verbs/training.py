@@ -27,6 +27,7 @@ from plait.tasks.translation import TeacherForcing
 from plait.text.tokenizer import Tokenizer
 from plait.text.training import KINDS, train_tokenizer
 from plait.train import sizing
+from plait.train.allocator import keep_freed_memory
 from plait.train.checkpoints import read_tensors, write_json, write_tensors
 from plait.train.log import MetricsFile, Reporter
 from plait.train.loop import Budget, Interrupted, Settings, State, Trainer
@@ -156,6 +157,7 @@ def train_translation(verb: Train, age: float) -> dict[str, Any]:
     started = time.perf_counter() - age
     if verb.threads:
         torch.set_num_threads(verb.threads)
+    keep_freed_memory()
     reporter = Reporter(verb.quiet)
     say = reporter.say
     data = read(verb, say)
