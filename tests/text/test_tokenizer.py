@@ -11,7 +11,7 @@ from tokenizers import models, pre_tokenizers
 
 from plait.errors import InputError
 from plait.text.tokenizer import SPECIAL, Tokenizer
-from plait.text.training import KINDS, train_tokenizer, train_tokenizers
+from plait.text.training import KINDS, train_tokenizer
 
 TEXTS = ["The door is open.", "Die Tür ist offen, {name}!", "größer 中文 句子 😀", "  a  b   c </s> <s> <unk> <pad>", "R IY D"] * 5
 NASTY = [
@@ -114,16 +114,9 @@ def test_the_same_texts_give_the_same_file_in_another_process(trained, tmp_path)
         assert first == second, kind
 
 
-def test_joint_and_separate():
-    sources, targets = ["the door"] * 9, ["die Tür"] * 9
-    one, same = train_tokenizers(sources, targets, "bpe", vocab_size=300)
-    assert one is same and len(one.encode("the door die Tür")) < 16
-    a, b = train_tokenizers(sources, targets, "bpe", vocab_size=300, joint=False)
-    assert a.encode("the") != b.encode("the")
-    letters, phonemes = train_tokenizers(["read"], ["R IY D"], "characters", "words")
+def test_symbols_read_and_join_as_they_should():
+    letters, phonemes = train_tokenizer("characters", ["read"]), train_tokenizer("words", ["R IY D"])
     assert letters.decode(letters.encode("dear")) == "dear" and phonemes.decode(phonemes.encode("D IY R")) == "D IY R"
-    with pytest.raises(InputError, match="joint"):
-        train_tokenizers(sources, targets, "bpe", "words", joint=True)
 
 
 def test_a_size_that_the_data_do_not_allow_is_reported():

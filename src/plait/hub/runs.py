@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +162,6 @@ class TranslationRun:
         ids: list[Tensor] = [torch.tensor([source]), torch.tensor([target])]
         streams = [padded(x, torch.ones_like(x, dtype=torch.bool)) for x in ids]
         return streams[0], streams[1], self.source_tokenizer.tokens(source), self.target_tokenizer.tokens(target)
-
-    def stream(self, texts: Iterator[str], **options: Any) -> Iterator[Answer]:
-        for text in texts:
-            yield self.answers([text], **options)[0]
 
 
 def _rows(ids: Any) -> list[list[int]]:

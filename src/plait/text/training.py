@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 
 import tokenizers
@@ -46,33 +45,6 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = 80
     if vocab_size and tokenizer.vocab_size < vocab_size:
         tokenizer.note = f"{vocab_size:,} were asked for, the data allow no more"
     return tokenizer
-
-
-def train_tokenizers(
-    sources: Iterable[str],
-    targets: Iterable[str],
-    kind: str = "bpe",
-    target_kind: str | None = None,
-    vocab_size: int | None = 8000,
-    target_vocab_size: int | None = None,
-    *,
-    joint: bool | None = None,
-) -> tuple[Tokenizer, Tokenizer]:
-    """Tokenizers of the source and the target side; `joint` gives the same object twice, trained on both.
-
-    By default joint where both sides have the same kind and size.
-    """
-    target_kind, target_vocab_size = target_kind or kind, target_vocab_size or vocab_size
-    same = (kind, vocab_size) == (target_kind, target_vocab_size)
-    if joint and not same:
-        raise InputError(
-            f"a joint tokenizer has one kind and size, but the sides ask for {kind} with {vocab_size} and {target_kind} with"
-            f" {target_vocab_size}: give one of each, or train them separately (joint=False)"
-        )
-    if same and joint is not False:
-        both = train_tokenizer(kind, chain(sources, targets), vocab_size)
-        return both, both
-    return train_tokenizer(kind, sources, vocab_size), train_tokenizer(target_kind, targets, target_vocab_size)
 
 
 class _Counted:
