@@ -11,27 +11,25 @@ def ids(rows, length, seed=0):
     return torch.randint(0, 29, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def test_builds_on_meta_and_comes_to_life(tiny, net):
+def test_builds_on_meta_and_comes_to_life(tiny, net, ends):
     with torch.device("meta"):
         twin = tiny()
     assert {p.device.type for p in twin.parameters()} == {"meta"}
     assert list(twin.buffers()) == []  # to_empty leaves computed buffers as garbage
-    assert twin(ids(2, 5).to("meta"), ids(2, 4).to("meta"))["decoder"].x.shape[:2] == (2, 4)
+    assert ends.out(twin, ids(2, 5).to("meta"), ids(2, 4).to("meta")).shape[:2] == (2, 4)
     twin = twin.double().to_empty(device="cpu")
     twin.load_state_dict(net.state_dict())
     with torch.no_grad():
-        a, b = (m(ids(2, 5), ids(2, 4, 1)) for m in (twin, net))
-        assert torch.equal(a["decoder"].x, b["decoder"].x)
-        assert torch.equal(twin.heads["lm"](a["decoder"].x), net.heads["lm"](b["decoder"].x))
+        assert torch.equal(*(ends.out(m, ids(2, 5), ids(2, 4, 1)) for m in (twin, net)))
+        assert torch.equal(*(ends.scores(m, ids(2, 5), ids(2, 4, 1)) for m in (twin, net)))
 
 
-def test_saved_is_loaded(tiny, net, tmp_path):
+def test_saved_is_loaded(tiny, net, ends, tmp_path):
     save_file(net.state_dict(), tmp_path / "model.safetensors")  # refuses memory that is shared
     twin = tiny().double()
     twin.load_state_dict(load_file(tmp_path / "model.safetensors"))
     with torch.no_grad():
-        a, b = (m.heads["lm"](m(ids(2, 5), ids(2, 4, 1))["decoder"].x) for m in (twin, net))
-    assert torch.equal(a, b)
+        assert torch.equal(*(ends.scores(m, ids(2, 5), ids(2, 4, 1)) for m in (twin, net)))
 
 
 def test_nothing_is_stored_or_counted_twice(net):
@@ -41,10 +39,10 @@ def test_nothing_is_stored_or_counted_twice(net):
     assert sorted(state) == sorted(name for name, _ in net.named_parameters())
 
 
-def test_every_parameter_learns(net):
+def test_every_parameter_learns(net, ends):
     net.zero_grad()
     net.train()
-    logits = net.heads["lm"](net(ids(3, 6), ids(3, 5, 1))["decoder"].x)
+    logits = ends.scores(net, ids(3, 6), ids(3, 5, 1))
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids(3, 5, 2).flatten()).backward()
     for name, p in net.named_parameters():
         assert p.grad is not None, name
@@ -57,22 +55,19 @@ def test_every_parameter_learns(net):
 
 
 def test_every_preset_builds_on_meta(arch):
-    from plait.models import PAGES, build
+    from plait.models import PAGES, build, vocabulary
 
     with torch.device("meta"):
-        sizes = {
-            name: parameters(build(arch, {**preset, "source_vocab": 100, "target_vocab": 100}))
-            for name, preset in PAGES[arch].PRESETS.items()
-        }
+        sizes = {name: parameters(build(arch, {**preset, **vocabulary(arch, 100, 100)})) for name, preset in PAGES[arch].PRESETS.items()}
     assert list(sizes.values()) == sorted(sizes.values())  # each larger than the one before
     assert len(set(sizes.values())) == len(sizes)
 
 
-def test_dropout_is_only_for_training(tiny):
+def test_dropout_is_only_for_training(tiny, ends):
     torch.manual_seed(0)
     net = tiny(dropout=0.5)
-    a, b = (net(ids(2, 5), ids(2, 4))["decoder"].x for _ in range(2))
+    a, b = (ends.out(net, ids(2, 5), ids(2, 4)) for _ in range(2))
     assert not torch.equal(a, b)
     net.eval()
-    a, b = (net(ids(2, 5), ids(2, 4))["decoder"].x for _ in range(2))
+    a, b = (ends.out(net, ids(2, 5), ids(2, 4)) for _ in range(2))
     assert_close(a, b, rtol=0, atol=0)

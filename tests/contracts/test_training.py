@@ -54,7 +54,8 @@ def trainer(net, folder, recipe) -> Trainer:
 
 
 @pytest.mark.parametrize("kind", RECIPES)
-def test_it_trains_and_a_resumed_run_is_the_uninterrupted_one(kind, tiny, tmp_path):
+def test_it_trains_and_a_resumed_run_is_the_uninterrupted_one(kind, tiny, ends, tmp_path):
+    ends.need(two=True)  # of the tasks there are, translation alone trains
     torch.manual_seed(0)
     net = tiny(dropout=0.1)
     first = {name: t.clone() for name, t in net.state_dict().items()}
@@ -79,7 +80,8 @@ def test_it_trains_and_a_resumed_run_is_the_uninterrupted_one(kind, tiny, tmp_pa
 
 
 @torch.no_grad()
-def test_it_generates_the_likeliest_token_each_time(net):
+def test_it_generates_the_likeliest_token_each_time(net, ends):
+    ends.need(causal=True, two=True)  # of the searches there are, none begins without a source
     sources = torch.randint(4, VOCAB, (3, 5), generator=torch.Generator().manual_seed(1))
     found = search(net, Stream(sources), start=START, end=END, max_length=6, beams=1)
     for source, (answer,) in zip(sources, found, strict=True):
@@ -93,19 +95,19 @@ def test_it_generates_the_likeliest_token_each_time(net):
         assert answer.ids == ids
 
 
-def test_it_shows_what_it_attends_to_and_is_not_changed_by_that(net):
+def test_it_shows_what_it_attends_to_and_is_not_changed_by_that(net, ends):
     source = torch.randint(4, VOCAB, (1, 5), generator=torch.Generator().manual_seed(2))
     target = torch.randint(4, VOCAB, (1, 4), generator=torch.Generator().manual_seed(3))
-    seen, streams = record(net, encoder=source, decoder=target)
+    seen, streams = record(net, **ends.feed(source, target))
     with torch.no_grad():
-        plain = net.eval()(encoder=source, decoder=target)
+        plain = net.eval()(**ends.feed(source, target))
     assert all(torch.equal(streams[name].x, plain[name].x) for name in plain)
-    shapes = {}
-    for tower, step in (("encoder", "self_attn"), ("decoder", "self_attn"), ("decoder", "cross_attn")):
+    lengths = {"encoder": 5 if ends.two else 4, "decoder": 4}
+    steps = [(tower, "self_attn", tower) for tower in net.towers] + [("decoder", "cross_attn", "encoder")] * ends.two
+    for tower, step, keys in steps:
         weights = seen.stacked(tower, step)
         assert weights is not None
         np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
-        shapes[tower, step] = weights.shape[-2:]
+        assert weights.shape[-2:] == (lengths[tower], lengths[keys])
         if (tower, step) == ("decoder", "self_attn"):
             assert np.triu(weights, 1).max() == 0
-    assert list(shapes.values()) == [(5, 5), (4, 4), (4, 5)]

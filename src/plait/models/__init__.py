@@ -19,3 +19,15 @@ def build(arch: str, config: dict[str, Any]) -> Model:
     if unknown := sorted(set(config) - known):
         raise ValueError(f"settings that {arch} does not have: {', '.join(unknown)} (it has {', '.join(sorted(known))})")
     return page.build(page.Config(**config))
+
+
+def of_pairs(arch: str) -> bool:
+    """Whether a page has a source and a target side with a vocabulary each, as translation wants it."""
+    return {"source_vocab", "target_vocab"} <= {f.name for f in fields(PAGES[arch].Config)}
+
+
+def vocabulary(arch: str, source: int, target: int, tie: str | None = None) -> dict[str, Any]:
+    """The settings by which a page is told its vocabulary sizes; a page with one vocabulary takes the target's."""
+    if not of_pairs(arch):
+        return {"vocab_size": target}
+    return {"source_vocab": source, "target_vocab": target, **({} if tie is None else {"tie": tie})}

@@ -24,7 +24,8 @@ class Models:
         for arch, page in models.PAGES.items():
             paper = (page.__doc__ or "").strip().partition("\n")[0]
             for size, config in page.PRESETS.items():
-                vocab = dict(source_vocab=self.vocab_size, target_vocab=self.vocab_size, tie="all")
+                # A released size has its vocabulary; the others are counted for the one asked for.
+                vocab = {} if "vocab_size" in config else models.vocabulary(arch, self.vocab_size, self.vocab_size, "all")
                 with torch.device("meta"):
                     total = parameters(models.build(arch, {**config, **vocab}))
                 shape = " ".join(f"{name}={value}" for name, value in config.items())

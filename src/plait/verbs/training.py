@@ -123,14 +123,15 @@ class Choice:
 
 def choose(verb: Train, source: Tokenizer, target: Tokenizer, tokens: int, say: Any) -> Choice:
     """The preset asked for, or the largest modern one that data and budget can train; dropout and smoothing by the expected epochs."""
-    vocab = dict(source_vocab=source.vocab_size, target_vocab=target.vocab_size)
     tie = "all" if source is target else "target"
     presets = {f"{arch}-{size}": (arch, config) for arch, page in models.PAGES.items() for size, config in page.PRESETS.items()}
+    presets = {name: (arch, config) for name, (arch, config) in presets.items() if models.of_pairs(arch)}
     if verb.preset is not None and verb.preset not in presets:
         raise InputError(f"--preset {verb.preset}: there is no such preset; choose {choices(presets)}")
     counts = {}
     for name, (arch, config) in presets.items():
-        presets[name] = arch, {**config, **vocab, **({"tie": tie} if arch == "vaswani" else {})}
+        vocab = models.vocabulary(arch, source.vocab_size, target.vocab_size, tie if arch == "vaswani" else None)
+        presets[name] = arch, {**config, **vocab}
         if name == verb.preset or (verb.preset is None and arch == "modern"):
             with torch.device("meta"):
                 counts[name] = parameters(models.build(*presets[name]))
