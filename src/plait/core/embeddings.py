@@ -30,6 +30,21 @@ class Tokens(nn.Module):
         return f"{self.weight.shape[0]} x {self.weight.shape[1]}, scale={self.scale:g}"
 
 
+class Types(nn.Module):
+    """Adds a learned vector for each entry's second id: the first or the second text (BERT, Devlin et al. 2019, section 3.2)."""
+
+    def __init__(self, types: int, d_model: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(types, d_model))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, s: Stream) -> Stream:
+        return s.having(x=s.x + (self.weight[0] if s.types is None else F.embedding(s.types, self.weight)))
+
+
 class Each(nn.Module):
     """A module on vectors (a norm, a projection) as a part of an embedding."""
 

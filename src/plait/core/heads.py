@@ -1,5 +1,6 @@
 """Heads: from hidden vectors to scores, applied to the rows that are asked for."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,3 +43,14 @@ class Tied(nn.Module):
         # Decoding: with few rows the other order of the same product is quicker on a CPU (docs/log.md); scores then lie by columns.
         scores = torch.mm(self.weight, hidden.t()).t()
         return scores if self.bias is None else scores.add_(self.bias)
+
+
+class Transformed(nn.Module):
+    """Scores of a vector that is first projected, activated and normed: BERT's masked language model (Devlin et al. 2019, section 3.1)."""
+
+    def __init__(self, dense: nn.Module, activation: Callable[[Tensor], Tensor], norm: nn.Module, scores: nn.Module):
+        super().__init__()
+        self.dense, self.activation, self.norm, self.scores = dense, activation, norm, scores
+
+    def forward(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+        return self.scores(self.norm(self.activation(self.dense(hidden))))

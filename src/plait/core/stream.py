@@ -40,6 +40,7 @@ class Stream:
     real: Tensor | None = None
     segment: Tensor | None = None
     positions: Tensor | None = None  # [L], [B, L] or [B, L, R]: what position encodings see; None: counted from the real entries
+    types: Tensor | None = None  # [B, L] a second id of each entry (BERT's first or second text); None: all 0
     pos: Tensor | None = None  # [B, L, D] position vectors that attention adds to queries and keys (DETR), never to values
     grid: tuple[int, ...] | None = None  # (T, H, W) or (H, W) where the entries form one
 

@@ -1,0 +1,120 @@
+"""BERT against the reference implementation: tiny models with random weights, every option that changes what is computed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from plait.core.stream import Stream
+from plait.models import bert
+from plait.weights import rules as table
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install 'plait[bench]')")
+
+SIZES = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, vocab_size=31, max_position_embeddings=16)
+OURS = bert.Config(vocab_size=31, d_model=24, n_heads=3, n_layers=2, d_ff=40, max_length=16)
+CLASSES = {
+    "mlm": "BertForMaskedLM",
+    "classify": "BertForSequenceClassification",
+    "tag": "BertForTokenClassification",
+    "answer": "BertForQuestionAnswering",
+    "pool": "BertModel",
+}
+
+
+class Held:
+    """A state dict as a source."""
+
+    path, metadata = Path("held"), {}
+
+    def __init__(self, tensors):
+        self.tensors = tensors
+
+    def shapes(self):
+        return {name: tuple(t.shape) for name, t in self.tensors.items()}
+
+    def read(self, name):
+        return self.tensors[name].clone()
+
+
+def reference(head="mlm", **options):
+    torch.manual_seed(0)
+    options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "attn_implementation": "eager", **options}
+    net = getattr(transformers, CLASSES[head])(transformers.BertConfig(**SIZES, **options)).eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, mean=float(p.ndim == 1), std=0.2)
+    return net
+
+
+def loaded(theirs, config):
+    net = bert.build(config).eval()
+    held = Held(theirs.state_dict())
+    certificate = table.load(net, held, bert.rules(config))
+    back = table.export(net, bert.rules(config), certificate)
+    assert list(back) and all(torch.equal(back[name], held.tensors[name]) for name in held.tensors if name not in certificate.dropped)
+    return net
+
+
+def batch():
+    draw = torch.Generator().manual_seed(1)
+    ids, types = torch.randint(31, (3, 9), generator=draw), torch.randint(2, (3, 9), generator=draw)
+    real = torch.arange(9) < torch.tensor([[9], [4], [7]])
+    return ids, types, real
+
+
+@pytest.mark.parametrize("head", CLASSES)
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({}, {}),
+        ({"hidden_act": "relu"}, {"activation": "relu"}),
+        ({"hidden_act": "gelu_new"}, {"activation": "gelu_new"}),
+        ({"hidden_act": "silu"}, {"activation": "silu"}),
+        ({"layer_norm_eps": 1e-3}, {"norm_eps": 1e-3}),
+        ({"type_vocab_size": 5}, {"types": 5}),
+        ({"tie_word_embeddings": False}, {"tie": False}),
+        ({"num_labels": 4}, {"labels": 4}),
+    ],
+    ids=lambda options: "-".join(f"{k}={v}" for k, v in options.items()) or "plain",
+)
+@torch.no_grad()
+def test_logits_are_the_reference(head, theirs, ours):
+    if head == "answer" and "num_labels" in theirs:
+        pytest.skip("not applicable: a span has a start and an end")
+    peer = reference(head, **theirs).double()
+    net = loaded(peer, replace(OURS, **ours, head=head)).double()
+    ids, types, real = batch()
+    for kinds, mask in ((None, None), (types, None), (types, real)):
+        out = peer(input_ids=ids, token_type_ids=kinds, attention_mask=None if mask is None else mask.long())
+        hidden = net(encoder=Stream(ids, types=kinds, real=mask))["encoder"].x
+        seen = torch.ones(3, 9, dtype=torch.bool) if mask is None else mask
+        if head == "pool":
+            assert_close(hidden[seen], out.last_hidden_state[seen], rtol=0, atol=1e-9)
+            assert_close(net.heads["pool"](hidden[:, 0]), out.pooler_output, rtol=0, atol=1e-9)
+        elif head == "answer":
+            assert_close(net.heads["answer"](hidden)[seen], torch.stack([out.start_logits, out.end_logits], -1)[seen], rtol=0, atol=1e-9)
+        elif head == "classify":
+            assert_close(net.heads["classify"](hidden[:, 0]), out.logits, rtol=0, atol=1e-9)
+        else:
+            assert_close(net.heads[head](hidden)[seen], out.logits[seen], rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+def test_plain_float32_is_close():
+    peer = reference()
+    ids, types, real = batch()
+    out = peer(input_ids=ids, token_type_ids=types, attention_mask=real.long()).logits
+    net = loaded(peer, OURS)
+    assert_close(net.heads["mlm"](net(encoder=Stream(ids, types=types, real=real))["encoder"].x)[real], out[real], rtol=0, atol=5e-5)
+
+
+def test_the_loss_is_theirs():
+    peer = reference().double()
+    ids, types, real = batch()
+    labels = torch.where(torch.rand(3, 9, generator=torch.Generator().manual_seed(3)) < 0.3, ids, -100).masked_fill(~real, -100)
+    wanted = peer(input_ids=ids, token_type_ids=types, attention_mask=real.long(), labels=labels).loss
+    net = loaded(peer, OURS).double()
+    scores = net.heads["mlm"](net(encoder=Stream(ids, types=types, real=real))["encoder"].x)
+    assert_close(torch.nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten()), wanted, rtol=0, atol=1e-9)
