@@ -8,22 +8,24 @@ from torch import Tensor, nn
 from plait.core import kernels
 from plait.core.blocks import Stack
 from plait.core.cache import Cache
+from plait.core.dropout import dropout
 from plait.core.stream import Call, Stream, Watcher, stream
 
 
 class Tower(nn.Module):
-    """An embedding, a stack of blocks, a final norm. `owns` are parts that its layers share (T5's bias table)."""
+    """An embedding, a stack of blocks, a final norm, dropout after it (T5). `owns` are parts that its layers share (T5's bias table)."""
 
-    def __init__(self, embed: nn.Module, blocks: Stack, norm: nn.Module | None = None, **owns: nn.Module):
+    def __init__(self, embed: nn.Module, blocks: Stack, norm: nn.Module | None = None, dropout: float = 0.0, **owns: nn.Module):
         super().__init__()
-        self.embed, self.blocks, self.norm = embed, blocks, norm
+        self.embed, self.blocks, self.norm, self.dropout = embed, blocks, norm, dropout
         for name, part in owns.items():
             self.add_module(name, part)
 
     def forward(self, s: Stream, call: Callable[[Stream], Call], name: str) -> Stream:
         s = self.embed(s)
         x = self.blocks(s.x, call(s), (name,))
-        return s.having(x=x if self.norm is None else self.norm(x))
+        x = x if self.norm is None else self.norm(x)
+        return s.having(x=dropout(x, self.dropout, self.training))
 
 
 class Model(nn.Module):

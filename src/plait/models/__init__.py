@@ -5,9 +5,9 @@ from types import ModuleType
 from typing import Any
 
 from plait.core.model import Model
-from plait.models import albert, bert, modern, vaswani
+from plait.models import albert, bert, modern, t5, vaswani
 
-PAGES: dict[str, ModuleType] = {"vaswani": vaswani, "modern": modern, "bert": bert, "albert": albert}
+PAGES: dict[str, ModuleType] = {"vaswani": vaswani, "modern": modern, "bert": bert, "albert": albert, "t5": t5}
 
 
 def build(arch: str, config: dict[str, Any]) -> Model:

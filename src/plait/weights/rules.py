@@ -1,0 +1,278 @@
+"""One table, two directions: which tensor of a file is which parameter of a model, and how its bits are laid out.
+
+A table is a list of `rule`s, with `tie`s, `drop`s and at most one `prefix`. `load` reads it forwards, `export` backwards. Everything is
+checked by names and shapes before the first tensor is read: all of the file is accounted for, all of the model is filled, each once.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from plait.errors import InputError
+from plait.weights.certificate import Certificate, Tied
+from plait.weights.config import Keys, fixed, group, key
+from plait.weights.rope import rope
+from plait.weights.source import Source
+from plait.weights.steps import Shape, Step, halves, permute, split, transpose, unstack
+from plait.weights.templates import Template
+
+# A page declares its table of tensors and its table of settings through this one module.
+__all__ = ["Keys", "drop", "export", "fixed", "group", "halves", "key", "load", "permute", "prefix", "rope", "rule", "split", "tie"]
+__all__ += ["transpose", "unstack"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    theirs: Template
+    ours: tuple[Template, ...]
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Tie:
+    copy: str
+    of: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    pattern: Template
+    why: str
+
+
+@dataclass(frozen=True)
+class Prefix:
+    text: str
+
+
+Entry = Rule | Tie | Drop | Prefix
+
+
+def rule(theirs: str, ours: str | Sequence[str], *steps: Step) -> Rule:
+    """Their tensor is ours (or several of ours) after the steps, in this order. Holes of the same name hold the same text."""
+    templates = (Template(ours),) if isinstance(ours, str) else tuple(Template(text) for text in ours)
+    made = Rule(Template(theirs), templates, steps)
+    for template in templates:
+        if set(template.holes) != set(made.theirs.holes):
+            raise ValueError(f"{theirs!r} and {template.text!r} must have the same holes, or the way back is lost")
+    return made
+
+
+def tie(copy: str, of: str) -> Tie:
+    """Where the model has no parameter of its own for `copy` (a name of theirs), a file may hold it only with the bits of `of`."""
+    return Tie(copy, of)
+
+
+def drop(pattern: str, why: str) -> Drop:
+    """Their tensors of this name are left out: what they are, and why nothing is lost."""
+    return Drop(Template(pattern), why)
+
+
+def prefix(text: str) -> Prefix:
+    """All names of a file may come without this beginning (files of a model saved without its head)."""
+    return Prefix(text)
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A rule applied to one model: `shapes[k]` are the shapes after step k (the file's own first, ours last)."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    rule: Rule
+    shapes: tuple[tuple[Shape, ...], ...]
+
+
+def load(net: nn.Module, source: Source, rules: Iterable[Entry], *, dtype: torch.dtype | None = None) -> Certificate:
+    """Fill every parameter (and stored buffer) of `net`, which may be on `meta`, from `source`: one tensor is in memory twice at most.
+
+    Values are kept as read, unless `dtype` converts those of floating point; a model on a device stays there.
+    Raises one `InputError` with all faults, before anything is filled, unless the table, the model and the file agree in every name,
+    shape and tie.
+    """
+    rules = list(rules)
+    slots, shapes = stored(net), source.shapes()
+    fills, faults = resolved(slots, rules)
+    bare = _bare(rules, shapes)
+    fills = [Fill(fill.theirs.removeprefix(bare), fill.ours, fill.rule, fill.shapes) for fill in fills]
+    wanted = {fill.theirs for fill in fills}
+    ties = {}
+    for entry in rules:
+        if isinstance(entry, Tie) and entry.copy.removeprefix(bare) not in wanted:
+            copy, of = entry.copy.removeprefix(bare), entry.of.removeprefix(bare)
+            ties[copy] = Tied(of, "absent" if copy not in shapes else "copy" if of in shapes else "instead")
+    lies_at = {tied.of: copy for copy, tied in ties.items() if tied.found == "instead"}
+    taken: dict[str, Fill] = {}
+    for fill in fills:
+        name, shape = lies_at.get(fill.theirs, fill.theirs), fill.shapes[0][0]
+        into = ", ".join(f"{ours} {_shape(slots[ours].shape)}" for ours in fill.ours)
+        if name in shapes:
+            taken[name] = fill
+            if tuple(shapes[name]) != shape:
+                faults.append(f"{name} is {_shape(shapes[name])} in the file, but {_shape(shape)} would fill {into}")
+        else:
+            faults.append(f"{name} {_shape(shape)} is not in the file, and is needed for {into}")
+    dropped = _dropped(shapes, [e for e in rules if isinstance(e, Drop)], bare, taken, ties, faults)
+    faults += _untied(source, shapes, ties)
+    if faults:
+        raise InputError(f"{source.path}: its tensors are not those of this model", faults)
+    order = [name for name in shapes if name in taken]
+    dtypes: dict[str, int] = {}
+    for name in order:
+        read = source.read(name)
+        said = str(read.dtype).removeprefix("torch.")
+        dtypes[said] = dtypes.get(said, 0) + 1
+        fill = taken[name]
+        if tuple(read.shape) != fill.shapes[0][0]:
+            raise InputError(f"{source.path}: {name} was announced as {_shape(fill.shapes[0][0])}, but {_shape(read.shape)} was read")
+        parts: Sequence[Tensor] = [read]
+        for step, after in zip(fill.rule.steps, fill.shapes[1:], strict=True):
+            parts = step.apply(parts, after)
+        for ours, part in zip(fill.ours, parts, strict=True):
+            _assign(net, slots.pop(ours), _own(part, dtype))
+    numbers = sum(t.numel() for t in stored(net).values())
+    cast = None if dtype is None or set(dtypes) == {str(dtype).removeprefix("torch.")} else str(dtype).removeprefix("torch.")
+    return Certificate(str(source.path), {name: taken[name].ours for name in order}, ties, dropped, dtypes, cast, bare, numbers)
+
+
+def export(net: nn.Module, rules: Iterable[Entry], like: Certificate | None = None) -> dict[str, Tensor]:
+    """The parameters of `net` under their names and in their form: the table backwards, bit for bit.
+
+    `like` is the certificate of the file to be written again: its prefix, its tied copies and its order. Without one, names have the
+    table's prefix and ties are stored once. What no step changes shares its memory with the model. Raises `InputError` where the table
+    does not cover the model.
+    """
+    rules = list(rules)
+    slots = stored(net)
+    fills, faults = resolved(slots, rules)
+    if faults:
+        raise InputError("this table cannot write this model", faults)
+    bare, ties = ("", {}) if like is None else (like.bare, like.ties)
+    out: dict[str, Tensor] = {}
+    for fill in fills:
+        parts: Sequence[Tensor] = [slots[ours].detach() for ours in fill.ours]
+        for step in reversed(fill.rule.steps):
+            parts = step.undo(parts)
+        out[fill.theirs.removeprefix(bare)] = parts[0].contiguous()
+    for copy, tied in ties.items():
+        if tied.found != "absent":
+            out[copy] = out[tied.of].clone()
+        if tied.found == "instead":
+            del out[tied.of]
+    if like is not None:
+        places = {name: place for place, name in enumerate(like.claimed)}
+        out = dict(sorted(out.items(), key=lambda item: places.get(item[0], len(places))))
+    return out
+
+
+def stored(net: nn.Module) -> dict[str, Tensor]:
+    """Everything that is stored of a model, shared tensors under their first name only."""
+    first: dict[int, str] = {}
+    state = net.state_dict(keep_vars=True)
+    return {name: t for name, t in state.items() if first.setdefault(id(t), name) == name}
+
+
+def resolved(slots: Mapping[str, Tensor], rules: Sequence[Entry]) -> tuple[list[Fill], list[str]]:
+    """(each rule's instances in this model, what is wrong with table and model together)"""
+    faults: list[str] = []
+    groups: dict[tuple, dict[int, str]] = {}
+    for name, slot in slots.items():
+        hits = [
+            ((place, tuple(sorted(holes.items()))), k)
+            for place, entry in enumerate(rules)
+            if isinstance(entry, Rule)
+            for k, template in enumerate(entry.ours)
+            if (holes := template.match(name)) is not None
+        ]
+        if len(hits) != 1:
+            faults.append(f"{name} {_shape(slot.shape)} of the model is filled by {len(hits) or 'no'} rule{'s' * (len(hits) != 1)}")
+        for instance, k in hits[:1]:
+            groups.setdefault(instance, {})[k] = name
+    fills: dict[str, Fill] = {}
+    for (place, holes), names in groups.items():
+        entry = rules[place]
+        assert isinstance(entry, Rule)
+        theirs = entry.theirs.fill(dict(holes))
+        if missing := [t.fill(dict(holes)) for k, t in enumerate(entry.ours) if k not in names]:
+            faults.append(f"{theirs} holds {', '.join(missing)}, which the model does not have, beside {', '.join(names.values())}")
+            continue
+        ours = tuple(names[k] for k in range(len(entry.ours)))
+        if theirs in fills:
+            faults.append(f"{theirs} would fill {', '.join(fills[theirs].ours)} and {', '.join(ours)}")
+            continue
+        try:
+            fills[theirs] = Fill(theirs, ours, entry, _trail(entry, [slots[name] for name in ours]))
+        except (RuntimeError, ValueError, IndexError) as problem:
+            into = ", ".join(f"{name} {_shape(slots[name].shape)}" for name in ours)
+            faults.append(f"{theirs} cannot hold {into}: {str(problem).splitlines()[0]}")
+    return list(fills.values()), faults
+
+
+def _trail(entry: Rule, slots: Sequence[Tensor]) -> tuple[tuple[Shape, ...], ...]:
+    parts: Sequence[Tensor] = [torch.empty(slot.shape, device="meta") for slot in slots]
+    trail = [tuple(tuple(t.shape) for t in parts)]
+    for step in reversed(entry.steps):
+        parts = step.undo(parts)
+        trail.insert(0, tuple(tuple(t.shape) for t in parts))
+    if len(parts) != 1:
+        raise ValueError(f"{len(parts)} tensors in place of one: a rule with several of ours needs a split")
+    return tuple(trail)
+
+
+def _bare(rules: Sequence[Entry], names: Iterable[str]) -> str:
+    (*_, text) = ["", *(entry.text for entry in rules if isinstance(entry, Prefix))]
+    return text if text and not any(name.startswith(text) for name in names) else ""
+
+
+def _dropped(
+    shapes: Mapping[str, Shape], drops: Sequence[Drop], bare: str, taken: Mapping[str, Fill], ties: Mapping[str, Tied], faults: list[str]
+) -> dict[str, str]:
+    dropped: dict[str, str] = {}
+    for name, shape in shapes.items():
+        why = [entry.why for entry in drops if (entry.pattern.match(name) or entry.pattern.match(bare + name)) is not None]
+        claims = (name in taken) + (name in ties and name not in taken) + len(why)
+        if claims == 0:
+            faults.append(f"{name} {_shape(shape)} of the file has no place in the model")
+        elif claims > 1:
+            faults.append(f"{name} {_shape(shape)} of the file is claimed by {claims} entries of the table")
+        elif why:
+            dropped[name] = why[0]
+    return dropped
+
+
+def _untied(source: Source, shapes: Mapping[str, Shape], ties: Mapping[str, Tied]) -> Iterator[str]:
+    for copy, tied in ties.items():
+        if tied.found != "copy":
+            continue
+        both = f"{copy} {_shape(shapes[copy])} and {tied.of} {_shape(shapes[tied.of])}"
+        if shapes[copy] != shapes[tied.of] or not _same_bits(source.read(copy), source.read(tied.of)):
+            yield f"{both} differ in the file, but are one in this model: build it untied"
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+def _own(t: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """In memory of its own: a view would keep alive the whole tensor it was cut from, and could not be saved."""
+    if dtype is not None and t.is_floating_point():
+        t = t.to(dtype)
+    whole = t.is_contiguous() and t.untyped_storage().nbytes() == t.nbytes
+    return t if whole else t.clone(memory_format=torch.contiguous_format)
+
+
+def _assign(net: nn.Module, slot: Tensor, value: Tensor) -> None:
+    if slot.device.type != "meta":
+        slot.data = value.to(slot.device)
+        return
+    made = nn.Parameter(value, requires_grad=slot.requires_grad) if isinstance(slot, nn.Parameter) else value
+    for module in net.modules():
+        for kind in (module._parameters, module._buffers):
+            for name in [name for name, held in kind.items() if held is slot]:
+                kind[name] = made  # type: ignore[assignment]
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return f"[{', '.join(map(str, shape))}]"

@@ -1,0 +1,121 @@
+"""Steps between the form in which a file stores weights and ours: bijections on bits, each with its inverse, no arithmetic."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+class Step:
+    """One step of a rule. `apply` goes from a file's tensor to ours, `undo` back: undo(apply(parts)) has the bits of `parts`."""
+
+    def apply(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> Sequence[Tensor]:
+        """Tensors nearer to ours; `shapes` are the shapes wanted of them (a split reads its sizes there)."""
+        raise NotImplementedError
+
+    def undo(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Transpose(Step):
+    """Matrices stored [d_in, d_out] (GPT-2's Conv1D); vectors pass, so that one rule serves weight and bias."""
+
+    def apply(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> Sequence[Tensor]:
+        return self.undo(parts)
+
+    def undo(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [t.transpose(-1, -2) if t.dim() > 1 else t for t in parts]
+
+
+@dataclass(frozen=True)
+class Split(Step):
+    """Several of ours lie one after another along an axis of one of theirs (a fused query-key-value projection)."""
+
+    axis: int = 0
+
+    def apply(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> Sequence[Tensor]:
+        (whole,) = parts
+        return whole.split([shape[self.axis] for shape in shapes], self.axis)
+
+    def undo(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [torch.cat(list(_alike(parts)), self.axis)]
+
+
+@dataclass(frozen=True)
+class Unstack(Step):
+    """Several of ours, all of one shape, lie along an axis of their own in one of theirs (experts of a layer)."""
+
+    axis: int = 0
+
+    def apply(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> Sequence[Tensor]:
+        (whole,) = parts
+        return whole.unbind(self.axis)
+
+    def undo(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [torch.stack(list(_alike(parts)), self.axis)]
+
+
+@dataclass(frozen=True)
+class Permute(Step):
+    """Their axes in another order, as `Tensor.permute` takes it."""
+
+    axes: tuple[int, ...]
+
+    def apply(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> Sequence[Tensor]:
+        return [t.permute(self.axes) for t in parts]
+
+    def undo(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        back = [self.axes.index(axis) for axis in range(len(self.axes))]
+        return [t.permute(back) for t in parts]
+
+
+@dataclass(frozen=True)
+class Halves(Step):
+    """Rotary channels of each head: theirs turn in pairs 2i, 2i + 1 (Meta's own files, GGUF), ours i and i + d_head / 2.
+
+    Works on the first axis, [n_heads * d_head, ...], of weights and of biases.
+    """
+
+    d_head: int
+
+    def __post_init__(self) -> None:
+        if self.d_head % 2:
+            raise ValueError(f"d_head={self.d_head} is odd: rotary positions turn pairs of channels")
+
+    def apply(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> Sequence[Tensor]:
+        return [t.unflatten(0, (-1, self.d_head // 2, 2)).transpose(1, 2).flatten(0, 2) for t in parts]
+
+    def undo(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [t.unflatten(0, (-1, 2, self.d_head // 2)).transpose(1, 2).flatten(0, 2) for t in parts]
+
+
+transpose = Transpose()
+
+
+def split(axis: int = 0) -> Split:
+    return Split(axis)
+
+
+def unstack(axis: int = 0) -> Unstack:
+    return Unstack(axis)
+
+
+def permute(*axes: int) -> Permute:
+    if sorted(axes) != list(range(len(axes))):
+        raise ValueError(f"permute{axes} is no order of the axes 0 to {len(axes) - 1}")
+    return Permute(axes)
+
+
+def halves(d_head: int) -> Halves:
+    return Halves(d_head)
+
+
+def _alike(parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Joining tensors of several dtypes would silently convert some of them."""
+    if len(dtypes := sorted({str(t.dtype) for t in parts})) > 1:
+        raise ValueError(f"weights that lie in one tensor of the file have dtypes {', '.join(dtypes)}: convert them to one")
+    return parts
