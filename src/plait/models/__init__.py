@@ -5,9 +5,9 @@ from types import ModuleType
 from typing import Any
 
 from plait.core.model import Model
-from plait.models import albert, bert, modern, t5, vaswani
+from plait.models import albert, bart, bert, modern, t5, vaswani
 
-PAGES: dict[str, ModuleType] = {"vaswani": vaswani, "modern": modern, "bert": bert, "albert": albert, "t5": t5}
+PAGES: dict[str, ModuleType] = {"vaswani": vaswani, "modern": modern, "bert": bert, "albert": albert, "t5": t5, "bart": bart}
 
 
 def build(arch: str, config: dict[str, Any]) -> Model:

@@ -15,12 +15,12 @@ from plait.weights.certificate import Certificate, Tied
 from plait.weights.config import Keys, fixed, group, key
 from plait.weights.rope import rope
 from plait.weights.source import Source
-from plait.weights.steps import Shape, Step, halves, permute, split, transpose, unstack
+from plait.weights.steps import Shape, Step, halves, permute, row, split, transpose, unstack
 from plait.weights.templates import Template
 
 # A page declares its table of tensors and its table of settings through this one module.
 __all__ = ["Keys", "drop", "export", "fixed", "group", "halves", "key", "load", "permute", "prefix", "rope", "rule", "split", "tie"]
-__all__ += ["transpose", "unstack"]
+__all__ += ["row", "transpose", "unstack"]
 
 
 @dataclass(frozen=True)
@@ -121,19 +121,10 @@ def load(net: nn.Module, source: Source, rules: Iterable[Entry], *, dtype: torch
     order = [name for name in shapes if name in taken]
     dtypes: dict[str, int] = {}
     for name in order:
-        read = source.read(name)
-        said = str(read.dtype).removeprefix("torch.")
-        dtypes[said] = dtypes.get(said, 0) + 1
-        fill = taken[name]
-        if tuple(read.shape) != fill.shapes[0][0]:
-            raise InputError(f"{source.path}: {name} was announced as {_shape(fill.shapes[0][0])}, but {_shape(read.shape)} was read")
-        parts: Sequence[Tensor] = [read]
-        for step, after in zip(fill.rule.steps, fill.shapes[1:], strict=True):
-            parts = step.apply(parts, after)
-        for ours, part in zip(fill.ours, parts, strict=True):
-            _assign(net, slots.pop(ours), _own(part, dtype))
+        kept = _fill(net, source, name, taken[name], slots, dtype)
+        dtypes[kept] = dtypes.get(kept, 0) + 1
     numbers = sum(t.numel() for t in stored(net).values())
-    cast = None if dtype is None or set(dtypes) == {str(dtype).removeprefix("torch.")} else str(dtype).removeprefix("torch.")
+    cast = None if dtype is None or set(dtypes) == {_plain(dtype)} else _plain(dtype)
     return Certificate(str(source.path), {name: taken[name].ours for name in order}, ties, dropped, dtypes, cast, bare, numbers)
 
 
@@ -153,8 +144,11 @@ def export(net: nn.Module, rules: Iterable[Entry], like: Certificate | None = No
     out: dict[str, Tensor] = {}
     for fill in fills:
         parts: Sequence[Tensor] = [slots[ours].detach() for ours in fill.ours]
-        for step in reversed(fill.rule.steps):
-            parts = step.undo(parts)
+        try:
+            for step in reversed(fill.rule.steps):
+                parts = step.undo(parts)
+        except ValueError as problem:
+            raise InputError(f"{fill.theirs} cannot be made of {', '.join(fill.ours)}: {problem}") from None
         out[fill.theirs.removeprefix(bare)] = parts[0].contiguous()
     for copy, tied in ties.items():
         if tied.found != "absent":
@@ -255,6 +249,19 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
+def _fill(net: nn.Module, source: Source, name: str, fill: Fill, slots: Mapping[str, Tensor], dtype: torch.dtype | None) -> str:
+    """One tensor of the file into the model; a function of its own, so that nothing of it lives on when the next one is read."""
+    read = source.read(name)
+    if tuple(read.shape) != fill.shapes[0][0]:
+        raise InputError(f"{source.path}: {name} was announced as {_shape(fill.shapes[0][0])}, but {_shape(read.shape)} was read")
+    parts: Sequence[Tensor] = [read]
+    for step, after in zip(fill.rule.steps, fill.shapes[1:], strict=True):
+        parts = step.apply(parts, after)
+    for ours, part in zip(fill.ours, parts, strict=True):
+        _assign(net, slots[ours], _own(part, dtype))
+    return _plain(read.dtype)
+
+
 def _own(t: Tensor, dtype: torch.dtype | None) -> Tensor:
     """In memory of its own: a view would keep alive the whole tensor it was cut from, and could not be saved."""
     if dtype is not None and t.is_floating_point():
@@ -272,6 +279,10 @@ def _assign(net: nn.Module, slot: Tensor, value: Tensor) -> None:
         for kind in (module._parameters, module._buffers):
             for name in [name for name, held in kind.items() if held is slot]:
                 kind[name] = made  # type: ignore[assignment]
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _shape(shape: Iterable[int]) -> str:

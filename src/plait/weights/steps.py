@@ -119,3 +119,17 @@ def _alike(parts: Sequence[Tensor]) -> Sequence[Tensor]:
     if len(dtypes := sorted({str(t.dtype) for t in parts})) > 1:
         raise ValueError(f"weights that lie in one tensor of the file have dtypes {', '.join(dtypes)}: convert them to one")
     return parts
+
+
+@dataclass(frozen=True)
+class Row(Step):
+    """A vector that a file stores as a matrix of one row."""
+
+    def apply(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> Sequence[Tensor]:
+        return [t.squeeze(0) for t in parts]
+
+    def undo(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [t.unsqueeze(0) for t in parts]
+
+
+row = Row()

@@ -1,0 +1,121 @@
+"""BART and Marian: the 2017 encoder-decoder as later checkpoints have it (Lewis et al. 2020; Junczys-Dowmunt et al. 2018)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from torch import Tensor, nn
+
+from plait.core.attention import Attention, CrossAttention
+from plait.core.blocks import body, each
+from plait.core.embeddings import Dropped, Each, Embed, Tokens
+from plait.core.feedforward import FFN, gelu, gelu_tanh, relu, silu
+from plait.core.heads import Tied
+from plait.core.masks import causal
+from plait.core.model import Model, Tower
+from plait.core.norms import LayerNorm
+from plait.core.positions import Learned, Sinusoid
+from plait.core.residual import Post
+from plait.core.stream import Lent
+from plait.weights.rules import Entry, drop, row, rule, tie
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu, "gelu_new": gelu_tanh, "silu": silu, "swish": silu}
+
+
+@dataclass(frozen=True)
+class Config:
+    """`positions`: BART learns them, counted from 2, and norms the embeddings; Marian's are sinusoids, first all sines, then all cosines.
+
+    `target_vocab` is for Marian models with an embedding a side; None: one matrix for both.
+    """
+
+    vocab_size: int = 50265
+    target_vocab: int | None = None
+    d_model: int = 768
+    n_heads: int = 12
+    n_decoder_heads: int | None = None
+    n_layers: int = 6
+    n_decoder_layers: int | None = None
+    d_ff: int = 3072
+    d_decoder_ff: int | None = None
+    max_length: int = 1024
+    positions: Literal["learned", "sinusoid"] = "learned"
+    scale_embedding: bool = False
+    activation: str = "gelu"
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+
+
+OPUS = dict(positions="sinusoid", scale_embedding=True, activation="swish", d_model=512, n_heads=8, d_ff=2048, max_length=512)
+PRESETS = {
+    "tiny": dict(d_model=32, n_heads=4, n_layers=2, d_ff=64, max_length=64),
+    "opus-mt": dict(vocab_size=58101, **OPUS),
+    "base": dict(vocab_size=50265),
+    "large": dict(vocab_size=50265, d_model=1024, n_heads=16, n_layers=12, d_ff=4096),
+}
+
+
+def build(c: Config) -> Model:
+    d, norm = c.d_model, partial(LayerNorm, c.d_model)
+    scale, learned = math.sqrt(d) if c.scale_embedding else 1.0, c.positions == "learned"
+
+    def embed(tokens: nn.Module | Lent) -> Embed:
+        positions = Learned(c.max_length, d, offset=2) if learned else Sinusoid(layout="halves")
+        norms = {"norm": Each(norm())} if learned else {}
+        return Embed(tokens=tokens, positions=positions, **norms, dropout=Dropped(c.dropout))
+
+    def steps(n_heads: int, d_ff: int):
+        attention = dict(dropout=c.attention_dropout)
+        return (
+            partial(each, n_heads=n_heads, **attention),
+            each(FFN, d, d_ff, ACTIVATIONS[c.activation], dropout=c.activation_dropout),
+        )
+
+    tokens = Tokens(c.vocab_size, d, scale=scale)
+    target = Tokens(c.target_vocab, d, scale=scale) if c.target_vocab else Lent(tokens)
+    attend, ffn = steps(c.n_heads, c.d_ff)
+    encoder = body(c.n_layers, norm, lambda layer: Post(c.dropout), self_attn=attend(Attention, d), ffn=ffn)
+    attend, ffn = steps(c.n_decoder_heads or c.n_heads, c.d_decoder_ff or c.d_ff)
+    decoder = body(
+        c.n_decoder_layers or c.n_layers,
+        norm,
+        lambda layer: Post(c.dropout),
+        self_attn=attend(Attention, d, mask=causal),
+        cross_attn=attend(CrossAttention, d),
+        ffn=ffn,
+    )
+    return Model({"lm": Tied(target, bias=True)}, encoder=Tower(embed(tokens), encoder), decoder=Tower(embed(target), decoder))
+
+
+COMPUTED = "the sinusoids, which are computed here"
+STEPS = {"encoder": {"self_attn": "self_attn"}, "decoder": {"self_attn": "self_attn", "cross_attn": "encoder_attn"}}
+
+
+def rules(c: Config) -> list[Entry]:
+    """The table of Hugging Face's names for a model of this config."""
+    table: list[Entry] = [rule("final_logits_bias", "heads.lm.bias", row)]
+    if c.target_vocab is None:
+        table.append(rule("model.shared.weight", "encoder.embed.tokens.weight"))
+        table += [tie(f"model.{side}.embed_tokens.weight", "model.shared.weight") for side in STEPS]
+        table.append(tie("lm_head.weight", "model.shared.weight"))
+    else:
+        table += [rule(f"model.{side}.embed_tokens.weight", f"{side}.embed.tokens.weight") for side in STEPS]
+        table.append(tie("lm_head.weight", "model.decoder.embed_tokens.weight"))
+    for side, attentions in STEPS.items():
+        here, there = f"model.{side}.layers.{{i}}", f"{side}.blocks.{{i}}"
+        for ours, theirs in attentions.items():
+            names = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": "out_proj"}
+            table += [rule(f"{here}.{theirs}.{b}.{{w}}", f"{there}.{ours}.{a}.{{w}}") for a, b in names.items()]
+            table.append(rule(f"{here}.{theirs}_layer_norm.{{w}}", f"{there}.{ours}_norm.{{w}}"))
+        table.append(rule(f"{here}.fc1.{{w}}", f"{there}.ffn.up_proj.{{w}}"))
+        table.append(rule(f"{here}.fc2.{{w}}", f"{there}.ffn.down_proj.{{w}}"))
+        table.append(rule(f"{here}.final_layer_norm.{{w}}", f"{there}.ffn_norm.{{w}}"))
+        if c.positions == "learned":
+            table.append(rule(f"model.{side}.embed_positions.weight", f"{side}.embed.positions.weight"))
+            table.append(rule(f"model.{side}.layernorm_embedding.{{w}}", f"{side}.embed.norm.part.{{w}}"))
+        else:
+            table.append(drop(f"model.{side}.embed_positions.weight", COMPUTED))
+    return table
