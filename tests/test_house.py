@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "inspect": {"core"},
     "tasks": {"core", "data", "text", "media", "generate"},
     "train": {"core", "data", "tasks"},
-    "hub": {"core", "models", "weights", "text", "media", "tasks", "generate", "tune", "compress", "inspect"},
+    "hub": {"core", "models", "weights", "text", "media", "tasks", "generate", "tune", "compress", "inspect", "data.packages"},
     "serve": {"hub", "generate", "tasks", "text", "media", "inspect", "tune"},
     "cli": {"verbs", "__init__"},
     "__init__": {"hub"},

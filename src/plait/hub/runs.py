@@ -125,6 +125,16 @@ class TranslationRun:
         """As `__call__`, with scores and runners-up (`n_best`)."""
         return self.translator(texts, **options)
 
+    def rows(self, texts: Sequence[str], beams: int = 4, n_best: int = 1, **options: Any) -> list[tuple[str, dict[str, Any]]]:
+        """(line, JSON) of each text, for the command line."""
+        if n_best > beams:
+            raise InputError("nothing can be answered so", [f"--n-best {n_best}: at most as many as --beams, which is {beams}"])
+        rows = []
+        for answer in self.answers(texts, beams=beams, n_best=n_best, **options):
+            others = [{"answer": text, "score": score} for text, score in answer.alternatives]
+            rows.append((answer.text, {"answer": answer.text, "score": answer.score, "alternatives": others}))
+        return rows
+
     def generate(self, text: str | Sequence[str], max_new_tokens: int | None = None, beams: int = 1, **options: Any) -> Any:
         """Text for text, as `__call__`, greedy unless told otherwise."""
         if max_new_tokens is not None:

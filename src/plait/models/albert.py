@@ -13,8 +13,8 @@ from plait.core.model import Model, Tower
 from plait.core.norms import LayerNorm
 from plait.core.positions import Learned
 from plait.core.residual import Post
-from plait.models.bert import ACTIVATIONS, POSITIONS, head
-from plait.weights.rules import Entry, drop, prefix, rule, tie
+from plait.models.bert import ACTIVATIONS, NAMES, POSITIONS, SIZES, head, heads_of
+from plait.weights.rules import Entry, Keys, drop, fixed, key, prefix, rule, tie
 
 
 @dataclass(frozen=True)
@@ -116,3 +116,34 @@ def rules(c: Config) -> list[Entry]:
         unused = drop("predictions.bias", "not used by an untied output, which has a bias of its own")
         return [*ENCODER, *HEADS["mlm"][:2], rule("predictions.decoder.{w}", "heads.mlm.scores.{w}"), unused, *HEADS["mlm"][5:]]
     return [*ENCODER, *HEADS[c.head]]
+
+
+KEYS = (
+    Keys(
+        "albert",
+        [
+            heads_of("Albert"),
+            key("vocab_size", "vocab_size", 30000),
+            key("embedding_size", "d_embed", 128),
+            key("hidden_size", "d_model", 4096),
+            key("num_attention_heads", "n_heads", 64),
+            key("num_hidden_groups", "groups", 1),
+            key("intermediate_size", "d_ff", 16384),
+            *[entry for entry in SIZES if not {"hidden_size", "num_attention_heads", "intermediate_size"} & set(entry.names)],
+            key("hidden_act", "activation", "gelu_new", values=NAMES),
+            key("hidden_dropout_prob", "dropout", 0.0),
+            key("attention_probs_dropout_prob", "attention_dropout", 0.0),
+            fixed("inner_group_num", 1, "a group of several layers"),
+        ],
+        # What older files carry of ideas that no code ever read.
+        ignored={
+            "classifier_dropout_prob",
+            "label2id",
+            "down_scale_factor",
+            "gap_size",
+            "net_structure_type",
+            "num_memory_blocks",
+            "eos_token_ids",
+        },
+    ),
+)

@@ -1,6 +1,6 @@
 """BERT: an encoder that reads both ways (Devlin et al. 2019), with RoBERTa (Liu et al. 2019) and DistilBERT (Sanh et al. 2019)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from plait.core.model import Model, Tower
 from plait.core.norms import LayerNorm
 from plait.core.positions import Learned
 from plait.core.residual import Post
-from plait.weights.rules import Entry, drop, prefix, rule, tie
+from plait.weights.rules import Entry, Keys, drop, fixed, group, key, prefix, rule, tie
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": gelu,
@@ -132,3 +132,62 @@ def rules(c: Config) -> list[Entry]:
         unused = drop("cls.predictions.bias", "not used by an untied output, which has a bias of its own")
         return [*ENCODER, *HEADS["mlm"][:2], rule("cls.predictions.decoder.{w}", "heads.mlm.scores.{w}"), unused]
     return [*ENCODER, *HEADS[c.head]]
+
+
+NAMES = {name: name for name in ACTIVATIONS}
+CLASSES = {
+    "ForMaskedLM": "mlm",
+    "ForPreTraining": "mlm",
+    "ForSequenceClassification": "classify",
+    "ForTokenClassification": "tag",
+    "ForQuestionAnswering": "answer",
+    "Model": "pool",
+}
+
+
+def heads_of(family: str) -> Any:
+    """The head that `architectures` names, and how many labels it has."""
+    kinds = {family + ending: kind for ending, kind in CLASSES.items()}
+
+    def read(raw: Mapping[str, Any]) -> dict[str, Any]:
+        (name, *_) = raw.get("architectures") or [f"{family}Model"]
+        if name not in kinds:
+            raise ValueError(f"architectures={[name]!r} is not known here: there is {', '.join(kinds)}")
+        labels = len(raw["id2label"]) if raw.get("id2label") else raw.get("num_labels", 2)
+        return {"head": kinds[name], "labels": labels}
+
+    def write(settings: Mapping[str, Any]) -> dict[str, Any]:
+        name = next((name for name, kind in kinds.items() if kind == settings["head"]), None)
+        if name is None:
+            raise ValueError(f"no architecture of {family} has the head {settings['head']!r}")
+        labels = settings["labels"]
+        return {"architectures": [name], **({} if labels == 2 else {"id2label": {str(i): f"LABEL_{i}" for i in range(labels)}})}
+
+    return group(["architectures", "num_labels", "id2label"], read, write)
+
+
+SIZES = [
+    key("hidden_size", "d_model", 768),
+    key("num_attention_heads", "n_heads", 12),
+    key("num_hidden_layers", "n_layers", 12),
+    key("intermediate_size", "d_ff", 3072),
+    key("max_position_embeddings", "max_length", 512),
+    key("type_vocab_size", "types", 2),
+    key("layer_norm_eps", "norm_eps", 1e-12),
+    key("tie_word_embeddings", "tie", True),
+    fixed("position_embedding_type", "absolute"),
+]
+KEYS = (
+    Keys(
+        "bert",
+        [
+            heads_of("Bert"),
+            key("vocab_size", "vocab_size", 30522),
+            *SIZES,
+            key("hidden_act", "activation", "gelu", values=NAMES),
+            key("hidden_dropout_prob", "dropout", 0.1),
+            key("attention_probs_dropout_prob", "attention_dropout", 0.1),
+        ],
+        ignored={"classifier_dropout", "label2id"},
+    ),
+)

@@ -48,6 +48,7 @@ VERBS = {
     "run": Verb("plait.verbs.run", "Run", "Put a model to use: answers on stdout, one for each input."),
     "eval": Verb("plait.verbs.eval", "Eval", "Score a model on data with right answers (one JSON object on stdout)."),
     "inspect": Verb("plait.verbs.inspect", "Inspect", "Show what a model attends to: a page to explore (.html) or a heat map (.png)."),
+    "check": Verb("plait.verbs.check", "Check", "Load released weights and print the certificate: what was claimed, tied and dropped."),
     "models": Verb("plait.verbs.models", "Models", "List the models there are, with their presets and parameter totals."),
     "data": Verb("plait.verbs.data", "Data", "List the built-in data sets, or write one of them as TSV."),
     "bench": Verb("plait.bench.verb", "Bench", "Time and score Plait against named peers, in turn, on this machine."),

