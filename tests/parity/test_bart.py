@@ -1,6 +1,6 @@
 """BART and Marian against the reference implementation: tiny models with random weights, every option that changes what is computed."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,9 @@ from torch.testing import assert_close
 
 from plait.core.cache import Cache
 from plait.core.stream import Stream
+from plait.errors import InputError
 from plait.models import bart
+from plait.weights import config as keys
 from plait.weights import rules as table
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install 'plait[bench]')")
@@ -115,3 +117,29 @@ def test_cached_is_the_reference(family, theirs, ours):
         parts.append(net.heads["lm"](net.run("decoder", target[:, at : at + n], {"encoder": memory}, cache).x))
         at += n
     assert_close(torch.cat(parts, 1), wanted, rtol=0, atol=5e-5)
+
+
+@named
+def test_the_config_is_read_and_written(family, theirs, ours):
+    """From the reference's own config.json; what we write is read by the reference as the same model, and by us."""
+    peer = reference(family, theirs)
+    read = bart.Config(**keys.read(bart.KEYS, peer.config.to_dict()))
+    whole = replace(
+        ours,
+        n_decoder_heads=ours.n_decoder_heads or ours.n_heads,
+        n_decoder_layers=ours.n_decoder_layers or ours.n_layers,
+        d_decoder_ff=ours.d_decoder_ff or ours.d_ff,
+        dropout=0.0,
+    )
+    assert read == whole
+    raw = keys.write(bart.KEYS, asdict(read))
+    back = (transformers.BartConfig if family == "bart" else transformers.MarianConfig)(**raw)
+    for name in ("d_model", "encoder_layers", "decoder_layers", "decoder_attention_heads", "scale_embedding", "activation_function"):
+        assert getattr(back, name) == getattr(peer.config, name), name
+    assert bart.Config(**keys.read(bart.KEYS, raw)) == read
+
+
+@pytest.mark.parametrize("said", [{"activation_function": "odd"}, {"tie_word_embeddings": False}, {"normalize_before": True}, {"new": 1}])
+def test_what_is_not_understood_is_refused_by_name(said):
+    with pytest.raises(InputError, match=next(iter(said))):
+        keys.read(bart.KEYS, {**reference("bart", {}).config.to_dict(), **said})

@@ -1,6 +1,6 @@
 """T5 against the reference implementation: tiny models with random weights, every option that changes what is computed."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,9 @@ from torch.testing import assert_close
 
 from plait.core.cache import Cache
 from plait.core.stream import Stream
+from plait.errors import InputError
 from plait.models import t5
+from plait.weights import config as keys
 from plait.weights import rules as table
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install 'plait[bench]')")
@@ -129,3 +131,36 @@ def test_plain_float32_is_close(theirs, ours):
     wanted = peer(input_ids=source, decoder_input_ids=target, attention_mask=real.long()).logits
     found = net.heads["lm"](net(encoder=Stream(source, real=real), decoder=target)["decoder"].x)
     assert_close(found, wanted, rtol=0, atol=5e-5 * max(1.0, float(wanted.abs().max())))
+
+
+@named
+def test_the_config_is_read_and_written(theirs, ours):
+    """From the reference's own config.json; and what we write is read by the reference as the same model."""
+    peer = reference(theirs)
+    read = t5.Config(**keys.read(t5.KEYS, {**peer.config.to_dict(), **theirs}))  # the reference says tied of untied models
+    wanted = replace(OURS, **ours)
+    assert replace(read, n_decoder_layers=wanted.n_decoder_layers, scale_output=wanted.scale_output) == wanted
+    assert (read.n_decoder_layers or read.n_layers) == (wanted.n_decoder_layers or wanted.n_layers)
+    assert read.tie is False or read.scale_output == wanted.scale_output
+    back = transformers.T5Config(**keys.write(t5.KEYS, asdict(read)))
+    for name in (
+        "d_model",
+        "d_kv",
+        "d_ff",
+        "num_layers",
+        "num_decoder_layers",
+        "num_heads",
+        "dense_act_fn",
+        "is_gated_act",
+        "layer_norm_epsilon",
+    ):
+        assert getattr(back, name) == getattr(peer.config, name), name
+
+
+UNTIED_BUT_SCALED = {"tie_word_embeddings": False, "scale_decoder_outputs": True}
+
+
+@pytest.mark.parametrize("said", [{"feed_forward_proj": "gated-odd"}, {"is_encoder_decoder": False}, {"new_switch": 1}, UNTIED_BUT_SCALED])
+def test_what_is_not_understood_is_refused_by_name(said):
+    with pytest.raises(InputError, match=next(iter(said)) if len(said) == 1 else "scale_decoder_outputs"):
+        keys.read(t5.KEYS, {**reference({}).config.to_dict(), **said})

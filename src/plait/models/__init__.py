@@ -5,9 +5,18 @@ from types import ModuleType
 from typing import Any
 
 from plait.core.model import Model
-from plait.models import albert, bart, bert, modern, t5, vaswani
+from plait.models import albert, bart, bert, gpt2, llama, modern, t5, vaswani
 
-PAGES: dict[str, ModuleType] = {"vaswani": vaswani, "modern": modern, "bert": bert, "albert": albert, "t5": t5, "bart": bart}
+PAGES: dict[str, ModuleType] = {
+    "vaswani": vaswani,
+    "modern": modern,
+    "bert": bert,
+    "albert": albert,
+    "t5": t5,
+    "bart": bart,
+    "gpt2": gpt2,
+    "llama": llama,
+}
 
 
 def build(arch: str, config: dict[str, Any]) -> Model:

@@ -1,10 +1,10 @@
 """BART and Marian: the 2017 encoder-decoder as later checkpoints have it (Lewis et al. 2020; Junczys-Dowmunt et al. 2018)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from plait.core.norms import LayerNorm
 from plait.core.positions import Learned, Sinusoid
 from plait.core.residual import Post
 from plait.core.stream import Lent
-from plait.weights.rules import Entry, drop, row, rule, tie
+from plait.weights.rules import Entry, Keys, drop, fixed, group, key, row, rule, tie
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu, "gelu_new": gelu_tanh, "silu": silu, "swish": silu}
 
@@ -119,3 +119,77 @@ def rules(c: Config) -> list[Entry]:
         else:
             table.append(drop(f"model.{side}.embed_positions.weight", COMPUTED))
     return table
+
+
+ENTRIES = [
+    key("d_model", "d_model", 1024),
+    key("encoder_attention_heads", "n_heads", 16),
+    key("decoder_attention_heads", "n_decoder_heads", 16),
+    key("encoder_layers", "n_layers", 12),
+    key("decoder_layers", "n_decoder_layers", 12),
+    key("encoder_ffn_dim", "d_ff", 4096),
+    key("decoder_ffn_dim", "d_decoder_ff", 4096),
+    key("max_position_embeddings", "max_length", 1024),
+    key("scale_embedding", "scale_embedding", False),
+    key("activation_function", "activation", "gelu", values={name: name for name in ACTIVATIONS}),
+    key("dropout", "dropout", 0.1),
+    key("attention_dropout", "attention_dropout", 0.0),
+    key("activation_dropout", "activation_dropout", 0.0),
+    fixed("is_encoder_decoder", True),
+    fixed("tie_word_embeddings", True),
+    fixed("encoder_layerdrop", 0.0),
+    fixed("decoder_layerdrop", 0.0),
+    # Keys of the first releases, which later code does not read.
+    fixed("normalize_before", False),
+    fixed("add_final_layer_norm", False),
+    fixed("static_position_embeddings", False),
+    fixed("extra_pos_embeddings", 2),
+]
+UNREAD = "init_std classifier_dropout classif_dropout normalize_embedding num_hidden_layers add_bias_logits".split()
+UNREAD += ["force_bos_token_to_be_generated"]
+
+
+def _vocabularies(raw: Mapping[str, Any]) -> dict[str, Any]:
+    source = raw.get("vocab_size", 58101)
+    target = raw.get("decoder_vocab_size") or source
+    if raw.get("share_encoder_decoder_embeddings", True):
+        if target != source:
+            raise ValueError(f"decoder_vocab_size={target} is not vocab_size={source}, although both sides share their embeddings")
+        return {"vocab_size": source, "target_vocab": None}
+    return {"vocab_size": source, "target_vocab": target}
+
+
+def _vocabulary_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    source, target = settings["vocab_size"], settings["target_vocab"]
+    return {"vocab_size": source, "decoder_vocab_size": target or source, "share_encoder_decoder_embeddings": target is None}
+
+
+def _positions(kind: str):
+    """The kind of positions is the model type's, no key's."""
+
+    def write(settings: Mapping[str, Any]) -> dict[str, Any]:
+        if settings["positions"] != kind:
+            raise ValueError(f"its positions are {kind}, not {settings['positions']}")
+        return {}
+
+    return group([], lambda raw: {"positions": kind}, write)
+
+
+KEYS = (
+    Keys(
+        "bart",
+        [key("vocab_size", "vocab_size", 50265), _positions("learned"), *ENTRIES],
+        ignored=UNREAD,
+        extra={"architectures": ["BartForConditionalGeneration"], "is_encoder_decoder": True},
+    ),
+    Keys(
+        "marian",
+        [
+            group(["vocab_size", "decoder_vocab_size", "share_encoder_decoder_embeddings"], _vocabularies, _vocabulary_keys),
+            _positions("sinusoid"),
+            *[entry for entry in ENTRIES if not {"static_position_embeddings", "extra_pos_embeddings"} & set(entry.names)],
+        ],
+        ignored=[*UNREAD, "static_position_embeddings", "extra_pos_embeddings"],
+        extra={"architectures": ["MarianMTModel"], "is_encoder_decoder": True},
+    ),
+)

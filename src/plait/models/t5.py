@@ -1,8 +1,9 @@
 """T5: every task as text to text (Raffel et al. 2020), in its first form, as v1.1 and as Flan-T5."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from plait.core.model import Model, Tower
 from plait.core.norms import RMSNorm
 from plait.core.residual import Pre
 from plait.core.stream import Lent
-from plait.weights.rules import Entry, rule, tie
+from plait.weights.rules import Entry, Keys, fixed, group, key, rule, tie
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu, "gelu_new": gelu_tanh, "silu": silu, "swish": silu}
 
@@ -108,3 +109,55 @@ def rules(c: Config) -> list[Entry]:
         table.append(rule(f"{side}.final_layer_norm.weight", f"{side}.norm.weight"))
         table.append(rule(f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", f"{side}.bias.weight"))
     return table
+
+
+def _feed_forward(raw: Mapping[str, Any]) -> dict[str, Any]:
+    said = raw.get("feed_forward_proj", "relu")
+    gated, _, name = said.rpartition("gated-") if isinstance(said, str) else ("", "", "")
+    kind = "gelu_new" if said == "gated-gelu" else name  # the reference takes the tanh formula for this one name
+    if gated or kind not in ACTIVATIONS:
+        raise ValueError(f"feed_forward_proj={said!r} is not known here: there is {', '.join(ACTIVATIONS)}, each also as gated-...")
+    return {"activation": kind, "gated": said.startswith("gated-")}
+
+
+def _feed_forward_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    name = "gelu" if settings["gated"] and settings["activation"] == "gelu_new" else settings["activation"]
+    return {"feed_forward_proj": ("gated-" if settings["gated"] else "") + name}
+
+
+def _output(raw: Mapping[str, Any]) -> dict[str, Any]:
+    tied = raw.get("tie_word_embeddings", True)
+    scaled = raw.get("scale_decoder_outputs", tied)
+    if scaled and not tied:
+        raise ValueError("scale_decoder_outputs=True with tie_word_embeddings=False is not understood: only a tied output is scaled")
+    return {"tie": tied, "scale_output": bool(scaled) if tied else True}
+
+
+def _output_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    said = {"tie_word_embeddings": settings["tie"]}
+    return said if settings["scale_output"] else {**said, "scale_decoder_outputs": False}
+
+
+KEYS = (
+    Keys(
+        "t5",
+        [
+            key("vocab_size", "vocab_size", 32128),
+            key("d_model", "d_model", 512),
+            key("d_kv", "d_head", 64),
+            key("num_heads", "n_heads", 8),
+            key("num_layers", "n_layers", 6),
+            key("num_decoder_layers", "n_decoder_layers", None, kind=int),
+            key("d_ff", "d_ff", 2048),
+            key("relative_attention_num_buckets", "buckets", 32),
+            key("relative_attention_max_distance", "max_distance", 128),
+            key("layer_norm_epsilon", "norm_eps", 1e-6),
+            key("dropout_rate", "dropout", 0.1),
+            group(["feed_forward_proj", "dense_act_fn", "is_gated_act"], _feed_forward, _feed_forward_keys),
+            group(["tie_word_embeddings", "scale_decoder_outputs"], _output, _output_keys),
+            fixed("is_encoder_decoder", True),
+        ],
+        ignored={"initializer_factor", "classifier_dropout", "n_positions", "is_decoder"},
+        extra={"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True},
+    ),
+)
