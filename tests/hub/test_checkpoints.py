@@ -11,6 +11,7 @@ from plait import cli
 from plait.data.packages import find
 from plait.errors import InputError
 from plait.hub.zoo import ZOO, folder_of
+from plait.weights.opening import open_source
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install 'plait[bench]')")
 
@@ -91,6 +92,40 @@ def test_rxnmapper_is_the_reference_on_the_same_file():
             assert [f.token for f in row] == model.tokenizer.tokens(best.tolist())
             np.testing.assert_allclose([f.probability for f in row], values, rtol=1e-4)
     assert model(REACTIONS[0])[0][0].token == "O"  # an ester's oxygen
+
+
+def test_smollm2_is_the_reference_with_the_same_numbers():
+    """The reference's Llama, filled from the file by hand: GGUF keeps the rows of q and k in pairs, the reference in halves."""
+    folder = real("smollm2")
+    source = open_source(folder)
+    settings = dict(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9)
+    settings |= dict(num_key_value_heads=3, rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=8192, rope_theta=100000.0)
+    with torch.device("meta"):
+        peer = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
+    names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj"}
+    names |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"} | {f"ffn_{x}": f"mlp.{x}_proj" for x in ("up", "gate", "down")}
+    state = {"model.embed_tokens.weight": source.read("token_embd.weight"), "model.norm.weight": source.read("output_norm.weight")}
+    for i in range(30):
+        for theirs, hf in names.items():
+            t = source.read(f"blk.{i}.{theirs}.weight")
+            if theirs in ("attn_q", "attn_k"):
+                t = t.view(-1, 32, 2, 576).swapaxes(1, 2).reshape(t.shape)
+            state[f"model.layers.{i}.{hf}.weight"] = t
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    peer = transformers.LlamaForCausalLM(peer.config)
+    peer.load_state_dict(state)
+    peer.eval()
+    model = library.load(folder)
+    for text in ("The capital of France is", "def add(a, b):\n    return", "\u00dcber"):
+        ids = model.encode(text)
+        with torch.no_grad():
+            wanted = peer(torch.tensor([ids])).logits[0]
+        np.testing.assert_allclose(model.logits(ids)[0], wanted, atol=5e-4)
+        greedy = peer.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, eos_token_id=2, pad_token_id=2)[0, len(ids) :]
+        assert model.generate(ids, max_new_tokens=8) == [id for id in greedy.tolist() if id != 2]
+    assert model.generate("The capital of France is", max_new_tokens=2) == " Paris."
+    with pytest.raises(InputError, match="room for 8192"):
+        model.generate("a", max_new_tokens=9000)
 
 
 def config(folder, **changes):

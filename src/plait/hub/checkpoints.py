@@ -11,8 +11,11 @@ import torch
 from plait import models
 from plait.core.model import Model
 from plait.errors import InputError, choices
+from plait.generate.greedy import continued
 from plait.generate.layout import for_few_rows
+from plait.models import llama
 from plait.tasks.encoding import Embedder, Encoder, MaskFiller, Pooling
+from plait.text.gguf_tokens import gguf_tokenizer
 from plait.text.loading import load_tokenizer
 from plait.text.special import LoadedTokenizer
 from plait.weights import config as keys
@@ -22,7 +25,9 @@ from plait.weights.opening import open_source
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether config.json is another's: it names a `model_type`, which ours do not have."""
+    """Whether it is a GGUF, or a folder whose config.json is another's: it names a `model_type`, which ours do not have."""
+    if gguf_of(folder) is not None:
+        return True
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -49,8 +54,26 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def gguf_of(place: Path) -> Path | None:
+    """The GGUF file that a path means: itself, or the only one of a folder without config.json."""
+    if place.suffix == ".gguf":
+        return place
+    found = sorted(place.glob("*.gguf")) if place.is_dir() and not (place / "config.json").exists() else []
+    return found[0] if len(found) == 1 else None
+
+
 def open_net(folder: Path) -> tuple[Model, Certificate, dict[str, Any]]:
-    """(the model with the checkpoint's weights, what the load proved, config.json)"""
+    """(the model with the checkpoint's weights, what the load proved, config.json or a GGUF's metadata)"""
+    if (file := gguf_of(folder)) is not None:
+        source = open_source(file)
+        try:
+            settings = llama.gguf_config(source.metadata, source.shapes())
+        except ValueError as error:
+            raise InputError(f"{file}: {error}") from None
+        with torch.device("meta"):
+            net = llama.build(settings)
+        rules = llama.gguf_rules(settings, source.metadata["general.architecture"])
+        return net.eval(), table.load(net, source, rules, dtype=torch.float32), dict(source.metadata)
     raw = read_json(folder / "config.json")
     page = page_of(raw, folder / "config.json")
     try:
@@ -67,14 +90,18 @@ def open_net(folder: Path) -> tuple[Model, Certificate, dict[str, Any]]:
 
 def open_checkpoint(folder: Path, device: str = "cpu") -> "Checkpoint":
     net, certificate, raw = open_net(folder)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder) if gguf_of(folder) is None else gguf_tokenizer(raw)
     rows = next(p.shape[0] for name, p in net.named_parameters() if name.endswith("embed.tokens.weight"))
     if tokenizer.vocab_size > rows:
         raise InputError(
             f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, its embedding {rows} rows: one of the files was exchanged"
         )
     kind = next((kind for head, kind in KINDS.items() if head in net.heads), None)
-    if net.towers != ("encoder",) or kind is None:
+    if net.towers == ("decoder",) and "lm" in net.heads:
+        kind = LanguageModel
+    elif net.towers != ("encoder",):
+        kind = None
+    if kind is None:
         raise InputError(
             f"{folder}: loads, but what a model with the heads {list(net.heads)} does is not built yet; `plait check` shows it"
         )
@@ -155,6 +182,47 @@ class MaskModel(Checkpoint):
             lines = [f"{f.token}\t{f.probability:.4f}\t{f.text}" for row in found for f in row]
             rows.append(("\n".join(lines), {"masks": [[vars(f) for f in row] for row in found]}))
         return rows
+
+
+class LanguageModel(Checkpoint):
+    """Continues a text, greedily."""
+
+    task = "generate"
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        said = next((v for k, v in self.config.items() if k.endswith(".context_length") or k == "n_positions"), None)
+        self.max_length = int(said or self.config.get("max_position_embeddings", 2048))
+
+    def __call__(self, text: str | Sequence[str], max_new_tokens: int = 50) -> Any:
+        return self.generate(text, max_new_tokens)
+
+    def generate(self, text: str | Sequence[Any], max_new_tokens: int = 50) -> Any:
+        """The continuation of a text (of each of a list of texts); ids for ids."""
+        if isinstance(text, str):
+            return self.tokenizer.decode(self.ids_after(self.encode(text), max_new_tokens))
+        if len(text) and isinstance(text[0], int):
+            return self.ids_after(list(text), max_new_tokens)
+        return [self.generate(one, max_new_tokens) for one in text]
+
+    def ids_after(self, ids: list[int], max_new_tokens: int) -> list[int]:
+        ids = ids or [self.tokenizer.bos_id]
+        if len(ids) + max_new_tokens > self.max_length:
+            raise InputError(
+                f"the prompt is {len(ids)} tokens long and {max_new_tokens} more were asked for: this model has room for {self.max_length}"
+            )
+        return list(continued(self.net, ids, max_new_tokens, {self.tokenizer.eos_id}))
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int] | Sequence[Sequence[int]]) -> Any:
+        many: list[Any] = list(ids)
+        rows: list[list[int]] = [list(row) for row in many] if many and isinstance(many[0], Sequence) else [many]
+        found = [self.net.heads["lm"](self.net(decoder=torch.tensor([row]))["decoder"].x)[0] for row in rows]
+        return torch.stack(found).numpy() if len({len(x) for x in found}) == 1 else [x.numpy() for x in found]
+
+    def rows(self, texts: Sequence[str], max_new_tokens: int = 50, **_: Any) -> list[tuple[str, dict[str, Any]]]:
+        """(line, JSON) of each text, for the command line."""
+        return [(text + more, {"answer": more}) for text in texts for more in [self.generate(text, max_new_tokens)]]
 
 
 KINDS: dict[str, type[Checkpoint]] = {"mlm": MaskModel, "pool": EmbeddingModel}

@@ -127,6 +127,7 @@ class TranslationRun:
 
     def rows(self, texts: Sequence[str], beams: int = 4, n_best: int = 1, **options: Any) -> list[tuple[str, dict[str, Any]]]:
         """(line, JSON) of each text, for the command line."""
+        options.pop("max_new_tokens", None)  # a run knows how long its answers may be
         if n_best > beams:
             raise InputError("nothing can be answered so", [f"--n-best {n_best}: at most as many as --beams, which is {beams}"])
         rows = []

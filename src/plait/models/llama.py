@@ -1,6 +1,7 @@
 """Llama (Touvron et al. 2023; Llama 3: Dubey et al. 2024) and what shares its page: SmolLM2, Mistral (Jiang et al. 2023), Qwen2 (2024)."""
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -169,6 +170,31 @@ def gguf_rules(c: Config, architecture: str = "llama") -> tuple[Entry, ...]:
         rule("output.weight", "heads.lm.weight"),
         tie("output.weight", "token_embd.weight"),
         drop("rope_freqs.weight", "what llama3's stretch divides rates by; it is computed here from the settings"),
+    )
+
+
+def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> Config:
+    """The settings in a GGUF's metadata; `names` are its tensors (without `output.weight` the output is tied).
+
+    Raises `ValueError` naming every key that is missing or not understood.
+    """
+    kind = metadata.get("general.architecture")
+    sizes = {"block_count": "n_layers", "context_length": "max_length", "embedding_length": "d_model", "feed_forward_length": "d_ff"}
+    sizes |= {"attention.head_count": "n_heads", "attention.head_count_kv": "n_kv_heads", "attention.layer_norm_rms_epsilon": "eps"}
+    settings: dict[str, Any] = {ours: metadata.get(f"{kind}.{theirs}") for theirs, ours in sizes.items()}
+    missing = [f"{kind}.{theirs}" for theirs, ours in sizes.items() if settings[ours] is None and ours != "n_kv_heads"]
+    odd = sorted(key for key in metadata if key.startswith(f"{kind}.rope.scaling") or key == f"{kind}.attention.sliding_window")
+    d_head = metadata.get(f"{kind}.attention.key_length", (settings["d_model"] or 0) // (settings["n_heads"] or 1))
+    if metadata.get(f"{kind}.rope.dimension_count", d_head) != d_head:
+        odd.append(f"{kind}.rope.dimension_count")
+    vocabulary = metadata.get(f"{kind}.vocab_size", len(metadata.get("tokenizer.ggml.tokens", ())))
+    if missing or odd or kind not in ("llama", "qwen2") or not vocabulary:
+        raise ValueError(f"architecture {kind!r} (llama and qwen2 are read); missing: {missing}; not understood: {odd}")
+    base = metadata.get(f"{kind}.rope.freq_base", 10000.0)
+    bias = "qkv" if "blk.0.attn_q.bias" in names else ""
+    settings["eps"] = float(f"{settings['eps']:.6g}")  # stored in float32
+    return Config(
+        vocab_size=vocabulary, d_head=d_head, rope_base=base, bias=bias, tie="none" if "output.weight" in names else "all", **settings
     )
 
 

@@ -18,6 +18,7 @@ class Run:
     beams: Annotated[int, "beams of the search; 1 is greedy"] = 4
     length_penalty: Annotated[float, "exponent of ((5 + length) / 6) that scores are divided by"] = 0.6
     n_best: Annotated[int, "answers an input: of a translator with --json, of a mask always"] = 1
+    max_new_tokens: Annotated[int, "of a language model: tokens it may add"] = 50
     batch: Annotated[int, "inputs read ahead and answered together"] = 64
     threads: Annotated[int | None, "CPU threads; default: all cores"] = None
     json: Annotated[bool, "one JSON object an input: input, answer, score, alternatives"] = False
@@ -29,14 +30,14 @@ class Run:
         from plait.errors import InputError
         from plait.hub import load
 
-        faults = number_faults(self, ("beams", "n_best", "batch", "threads"), ("length_penalty",))
+        faults = number_faults(self, ("beams", "n_best", "max_new_tokens", "batch", "threads"), ("length_penalty",))
         if faults:
             raise InputError("nothing can be answered so", faults)
         if self.threads:
             torch.set_num_threads(self.threads)
         model = load(self.model)
         texts, done = iter(self.input) if self.input else stdin_lines(), 0
-        options = dict(beams=self.beams, length_penalty=self.length_penalty, n_best=self.n_best)
+        options = dict(beams=self.beams, length_penalty=self.length_penalty, n_best=self.n_best, max_new_tokens=self.max_new_tokens)
         while batch := list(islice(texts, self.batch if self.input or not _interactive() else 1)):
             rows = model.rows(batch, first=done + 1, **options)
             done += len(batch)
