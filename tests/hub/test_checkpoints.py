@@ -171,6 +171,12 @@ def test_the_command_line(folder, capsys):
     assert "input 1: has no [MASK]" in told and "input 3: is" in told and "takes 16" in told
 
 
+@pytest.mark.parametrize("words", [["eval", "--data", "pairs.tsv"], ["inspect", "a", "--out", "a.html"]])
+def test_verbs_that_know_only_translators_say_so(folder, words, capsys):
+    assert cli.main([words[0], str(folder), *words[1:]]) == 2
+    assert "its task is fill-mask" in capsys.readouterr().err
+
+
 def test_a_checkpoint_keeps_nothing_of_a_pickle_that_wants_to_run_code(folder, tmp_path):
     class Evil:
         def __reduce__(self):

@@ -18,3 +18,13 @@ def load(name: str | Path, device: str = "cpu") -> Any:
 
     folder = place(name)
     return open_checkpoint(folder, device) if is_checkpoint(folder) else open_run(folder, device)
+
+
+def load_translator(name: str | Path) -> Any:
+    """As `load`, for what is built for translators alone so far; InputError for another model."""
+    from plait.errors import InputError
+
+    model = load(name)
+    if model.task != "translation":
+        raise InputError(f"{name}: its task is {model.task}; this verb knows runs of translation so far")
+    return model

@@ -26,7 +26,7 @@ class Inspect:
     beams: Annotated[int, "beams of the search for the answer"] = 4
 
     def run(self) -> dict[str, Any]:
-        from plait.hub import load
+        from plait.hub import load_translator
         from plait.inspect.page import Maps, write_page
         from plait.inspect.picture import draw
         from plait.inspect.record import record
@@ -37,7 +37,7 @@ class Inspect:
             raise InputError(f"--kind {self.kind}: choose {', '.join(KINDS)}")
         if faults := number_faults(self, ("beams",)):
             raise InputError(faults[0])
-        model = load(self.model)
+        model = load_translator(self.model)
         answer = self.answer if self.answer is not None else model(self.input, beams=self.beams)
         source, target, keys, queries = model.forced(self.input, answer)
         seen, _ = record(model.net, encoder=source, decoder=target)

@@ -9,7 +9,7 @@ import torch
 from plait.data.cleaning import clean
 from plait.data.split import answers as grouped
 from plait.errors import InputError
-from plait.hub import load
+from plait.hub import load_translator
 from plait.tasks.memory import TranslationMemory
 from plait.tasks.metrics import score
 from plait.train.checkpoints import write_atomically
@@ -22,7 +22,7 @@ def score_translation(verb: Eval) -> dict[str, Any]:
     reporter = Reporter()
     if verb.threads:
         torch.set_num_threads(verb.threads)
-    run = load(verb.model)
+    run = load_translator(verb.model)
     trained_on = run.config.get("train", {}).get("data", [])
     names = verb.data or trained_on
     if not verb.data and (not names or Path(names[0]).exists()):
