@@ -16,7 +16,7 @@ recipe = Train(
     data=["cmudict"],
     minutes=60,
     preset="modern-medium",
-    dropout=0.1,  # without any, the validation loss stops falling after four epochs (docs/log.md)
+    dropout=0.1,  # without any, the training loss fell far below the validation loss in five epochs (docs/log.md)
     batch_tokens=4096,
     out=Path("runs/pronounce-hour"),
 )
