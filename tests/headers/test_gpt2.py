@@ -1,13 +1,12 @@
 """GPT-2's released sizes, names and shapes."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from plait.core.model import parameters
 from plait.models.gpt2 import PRESETS, RULES, Config, build
 from plait.weights.rules import export, load
+from plait.weights.source import Held
 
 RELEASED = {"distil": 81_912_576, "124m": 124_439_808, "medium": 354_823_168, "large": 774_030_080, "xl": 1_557_611_200}
 
@@ -26,19 +25,6 @@ def names(layers: int, d: int, vocab: int, length: int) -> dict[str, tuple[int, 
         for part, d_in, d_out in (("attn.c_attn", d, 3 * d), ("attn.c_proj", d, d), ("mlp.c_fc", d, 4 * d), ("mlp.c_proj", 4 * d, d)):
             shapes |= {f"h.{i}.{part}.weight": (d_in, d_out), f"h.{i}.{part}.bias": (d_out,)}
     return shapes | {"ln_f.weight": (d,), "ln_f.bias": (d,)}
-
-
-class Made:
-    metadata, path = {}, Path("made")
-
-    def __init__(self, tensors):
-        self.tensors = tensors
-
-    def shapes(self):
-        return {name: tuple(t.shape) for name, t in self.tensors.items()}
-
-    def read(self, name):
-        return self.tensors[name].clone()
 
 
 @pytest.mark.parametrize("size", RELEASED)
@@ -63,7 +49,7 @@ def test_there_and_back_bit_for_bit(leading):
         tensors[f"{leading}h.{i}.attn.bias"] = torch.ones(1, 1, 8, 8).tril()
     with torch.device("meta"):
         net = build(Config(17, 8, 12, 3, 2))
-    certificate = load(net, Made(tensors), RULES)
+    certificate = load(net, Held(tensors), RULES)
     again = export(net, RULES, certificate)
     assert list(again) == [name for name in tensors if not name.endswith(".attn.bias")]
     for name, t in again.items():  # any bits, NaN among them

@@ -1,13 +1,12 @@
 """Released sizes, names and shapes of Llama and of what shares its page."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from plait.core.model import parameters
 from plait.models.llama import PRESETS, RULES, Config, build, gguf_rules
 from plait.weights.rules import export, load
+from plait.weights.source import Held
 
 RELEASED = {
     "smollm2-135m": 134_515_008,
@@ -65,19 +64,6 @@ def test_every_released_name_and_shape_is_claimed(size):
     assert found == names(c)
 
 
-class Made:
-    metadata, path = {}, Path("made")
-
-    def __init__(self, tensors):
-        self.tensors = tensors
-
-    def shapes(self):
-        return {name: tuple(t.shape) for name, t in self.tensors.items()}
-
-    def read(self, name):
-        return self.tensors[name].clone()
-
-
 @pytest.mark.parametrize("tie", ["all", "none"])
 @pytest.mark.parametrize("bias", ["", "qkv"])
 def test_there_and_back_bit_for_bit(tie, bias):
@@ -90,7 +76,7 @@ def test_there_and_back_bit_for_bit(tie, bias):
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3)
     with torch.device("meta"):
         net = build(c)
-    certificate = load(net, Made(tensors), RULES)
+    certificate = load(net, Held(tensors), RULES)
     assert list(certificate.dropped) == ["model.layers.0.self_attn.rotary_emb.inv_freq"]
     assert {p.dtype for p in net.parameters()} == {torch.bfloat16} and certificate.dtypes == {"bfloat16": len(tensors) - 1}
     again = export(net, RULES, certificate)
@@ -133,6 +119,6 @@ def test_gguf_there_and_back(architecture):
     made["rope_freqs.weight"] = torch.ones(3)
     with torch.device("meta"):
         twin = build(c)
-    certificate = load(twin, Made(made), gguf_rules(c, architecture))
+    certificate = load(twin, Held(made), gguf_rules(c, architecture))
     assert list(certificate.dropped) == ["rope_freqs.weight"]
     assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), net.parameters(), strict=True))

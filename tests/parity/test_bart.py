@@ -1,7 +1,6 @@
 """BART and Marian against the reference implementation: tiny models with random weights, every option that changes what is computed."""
 
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from plait.errors import InputError
 from plait.models import bart
 from plait.weights import config as keys
 from plait.weights import rules as table
+from plait.weights.source import Held
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install 'plait[bench]')")
 
@@ -22,21 +22,6 @@ SIZES |= dict(encoder_ffn_dim=40, decoder_ffn_dim=40, max_position_embeddings=20
 BART = bart.Config(vocab_size=31, d_model=24, n_heads=3, n_layers=2, d_ff=40, max_length=20)
 MARIAN = replace(BART, positions="sinusoid")
 UNSHARED = {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 37}
-
-
-class Held:
-    """A state dict as a source."""
-
-    path, metadata = Path("held"), {}
-
-    def __init__(self, tensors):
-        self.tensors = tensors
-
-    def shapes(self):
-        return {name: tuple(t.shape) for name, t in self.tensors.items()}
-
-    def read(self, name):
-        return self.tensors[name].clone()
 
 
 def reference(family, options):

@@ -1,7 +1,6 @@
 """BERT against the reference implementation: tiny models with random weights, every option that changes what is computed."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from torch.testing import assert_close
 from plait.core.stream import Stream
 from plait.models import bert
 from plait.weights import rules as table
+from plait.weights.source import Held
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install 'plait[bench]')")
 
@@ -22,21 +22,6 @@ CLASSES = {
     "answer": "BertForQuestionAnswering",
     "pool": "BertModel",
 }
-
-
-class Held:
-    """A state dict as a source."""
-
-    path, metadata = Path("held"), {}
-
-    def __init__(self, tensors):
-        self.tensors = tensors
-
-    def shapes(self):
-        return {name: tuple(t.shape) for name, t in self.tensors.items()}
-
-    def read(self, name):
-        return self.tensors[name].clone()
 
 
 def reference(head="mlm", **options):

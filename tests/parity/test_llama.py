@@ -9,15 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import cross_entropy
 
-from plait.core.cache import Cache
-from plait.core.stream import Stream
 from plait.errors import InputError
 from plait.models import llama
 from plait.weights import config as configs
+from plait.weights.opening import open_source
 from plait.weights.rules import export, load
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install 'plait[bench]')")
@@ -62,38 +59,6 @@ CASES: dict[str, tuple[str, dict]] = {
 }
 
 
-class Saved:
-    """The least a source can be: one safetensors file."""
-
-    def __init__(self, path: Path):
-        self.path, self.file, self.metadata = path, safe_open(path, "pt"), {}
-
-    def shapes(self):
-        return {name: tuple(self.file.get_slice(name).get_shape()) for name in self.file.keys()}  # noqa: SIM118  (not a mapping)
-
-    def read(self, name):
-        return self.file.get_tensor(name)
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    before, threads = transformers.logging.get_verbosity(), torch.get_num_threads()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    transformers.logging.set_verbosity(before)
-
-
-@pytest.fixture
-def wide(monkeypatch):
-    """Where the reference narrows to float32 it stays in float64."""
-    for name in ("float", "float32"):
-        monkeypatch.setattr(torch, name, torch.float64)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-
-
 def peer(family: str, **options):
     """A reference model with nothing left at zero or one."""
     made = getattr(transformers, f"{family}Config")(**{**SMALL, **options})
@@ -110,50 +75,12 @@ def ours(folder: Path, dtype: torch.dtype):
     settings = configs.read(llama.KEYS, json.loads((folder / "config.json").read_text("utf-8")))
     with torch.device("meta"):
         net = llama.build(llama.Config(**settings))
-    certificate = load(net, Saved(folder / "model.safetensors"), llama.RULES, dtype=dtype)
+    certificate = load(net, open_source(folder), llama.RULES, dtype=dtype)
     return net.eval(), certificate
 
 
-def batch(left: bool):
-    """(ids [3, L], which are real, positions): rows of several lengths, padded on one side."""
-    ids = torch.randint(0, VOCAB, (3, LENGTH), generator=torch.Generator().manual_seed(1))
-    lengths = torch.tensor([LENGTH, 9, 1])[:, None]
-    places = torch.arange(LENGTH)
-    real = places >= LENGTH - lengths if left else places < lengths
-    return ids, real, (real.cumsum(1) - 1).clamp_min(0)
-
-
-@torch.no_grad()
-def gaps(theirs, net) -> dict[str, float]:
-    """The largest difference of logits over real entries, in every way of asking for them, and that of the loss."""
-    head, found = net.heads["lm"], {}
-    ids, _, _ = batch(False)
-    wanted = theirs(input_ids=ids, labels=ids)
-    logits = head(net(decoder=ids)["decoder"].x)
-    found["alone"] = (logits - wanted.logits).abs().max().item()
-    found["loss"] = abs(cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()) - wanted.loss).item()
-    for left in (False, True):
-        ids, real, positions = batch(left)
-        wanted = theirs(input_ids=ids, attention_mask=real.long(), position_ids=positions).logits[real]
-        found["left" if left else "right"] = (head(net(decoder=Stream(ids, real=real))["decoder"].x)[real] - wanted).abs().max().item()
-    past, cache, parts = None, Cache(LENGTH), []
-    for chunk in (slice(0, 7), slice(7, 8), slice(8, 12), slice(12, LENGTH)):
-        out = theirs(
-            input_ids=ids[:, chunk],
-            attention_mask=real[:, : chunk.stop].long(),
-            position_ids=positions[:, chunk],
-            past_key_values=past,
-            use_cache=True,
-        )
-        past = out.past_key_values
-        hidden = net.run("decoder", cache.stream(ids[:, chunk], real[:, chunk]), cache=cache).x
-        parts.append((head(hidden) - out.logits)[real[:, chunk]])
-    found["cached"] = torch.cat(parts).abs().max().item()
-    return found
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_float64_is_theirs(case, wide, tmp_path, record_property):
+def test_float64_is_theirs(case, wide, tmp_path, record_property, gaps):
     family, options = CASES[case]
     theirs = peer(family, **options).double()
     theirs.save_pretrained(tmp_path)
@@ -165,7 +92,7 @@ def test_float64_is_theirs(case, wide, tmp_path, record_property):
 
 
 @pytest.mark.parametrize("case", ["plain", "biases", "llama3", "yarn", "mistral", "qwen2 window"])
-def test_float32_is_near_theirs(case, tmp_path):
+def test_float32_is_near_theirs(case, tmp_path, gaps):
     family, options = CASES[case]
     theirs = peer(family, **{**options, "initializer_range": 0.1})
     theirs.save_pretrained(tmp_path)
@@ -175,7 +102,7 @@ def test_float32_is_near_theirs(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_we_write_they_read(case, wide, tmp_path):
+def test_what_we_write_they_read(case, wide, tmp_path, batch):
     """Their file, our model, our config.json and our names: their own loader makes the same model of it."""
     family, options = CASES[case]
     theirs = peer(family, **options).double()
@@ -200,7 +127,7 @@ def test_what_we_write_they_read(case, wide, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["plain", "head_dim", "theta", "llama3", "yarn magnitude", "mistral", "qwen2 layers"])
-def test_the_options_matter(case, wide, tmp_path):
+def test_the_options_matter(case, wide, tmp_path, batch):
     """Were an option without effect on these inputs, its parity would prove nothing."""
     family, options = CASES[case]
     peer(family, **options).double().save_pretrained(tmp_path)

@@ -1,7 +1,6 @@
 """T5 against the reference implementation: tiny models with random weights, every option that changes what is computed."""
 
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,26 +12,12 @@ from plait.errors import InputError
 from plait.models import t5
 from plait.weights import config as keys
 from plait.weights import rules as table
+from plait.weights.source import Held
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install 'plait[bench]')")
 
 SIZES = dict(d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=3, vocab_size=31)
 OURS = t5.Config(vocab_size=31, d_model=24, d_head=6, n_heads=3, n_layers=2, d_ff=40)
-
-
-class Held:
-    """A state dict as a source."""
-
-    path, metadata = Path("held"), {}
-
-    def __init__(self, tensors):
-        self.tensors = tensors
-
-    def shapes(self):
-        return {name: tuple(t.shape) for name, t in self.tensors.items()}
-
-    def read(self, name):
-        return self.tensors[name].clone()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -136,8 +135,3 @@ class MaskFiller(Encoder):
         left = self.mask.join(parts[: k + 1])
         joined = left.rstrip() + token.removeprefix("##") if token.startswith("##") else left + token
         return Filled(token, chance, joined + self.mask.join(parts[k + 1 :]))
-
-
-def described(found: list[list[Filled]]) -> dict[str, Any]:
-    """For JSON."""
-    return {"masks": [[{"token": f.token, "probability": f.probability, "text": f.text} for f in row] for row in found]}
