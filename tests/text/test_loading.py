@@ -204,7 +204,8 @@ def test_t5(spm, tmp_path):
 def test_llama(spm, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(spm("llama").read_bytes())
     write(tmp_path, tokenizer_config_json={"tokenizer_class": "LlamaTokenizer", "add_bos_token": True})
-    vocab = {text: id for id, (text, _) in enumerate(scores := vocabulary(spm("llama")))}
+    scores = vocabulary(spm("llama"))
+    vocab = {text: id for id, (text, _) in enumerate(scores)}
     convert = import_module("transformers.convert_slow_tokenizer")  # the package may also hold a function of this name
     merges = convert.generate_merges(vocab, dict(scores))
     ours, reference = load_tokenizer(tmp_path), transformers.LlamaTokenizer(vocab=vocab, merges=merges, legacy=False)
