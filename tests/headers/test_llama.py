@@ -25,7 +25,7 @@ RELEASED = {
 
 
 # Mistral's first release is Llama 3 8B with another vocabulary and a window, so it is no preset of its own.
-SIZES = {**PRESETS, "mistral-7b": dict(d_ff=14336, n_kv_heads=8, max_length=32768, eps=1e-5, window=4096)}
+SIZES = {**PRESETS, "mistral-7b": dict(d_ff=14336, n_kv_heads=8, max_length=32768, norm_eps=1e-5, window=4096)}
 
 
 def test_every_preset_has_its_total():
@@ -53,7 +53,7 @@ def names(c: Config) -> dict[str, tuple[int, ...]]:
             if name in c.bias:
                 shapes[layer + f"self_attn.{name}_proj.bias"] = (width,)
     shapes["model.norm.weight"] = (d,)
-    return shapes if c.tie == "all" else {**shapes, "lm_head.weight": (c.vocab_size, d)}
+    return shapes if c.tie else {**shapes, "lm_head.weight": (c.vocab_size, d)}
 
 
 @pytest.mark.parametrize("size", RELEASED)
@@ -64,7 +64,7 @@ def test_every_released_name_and_shape_is_claimed(size):
     assert found == names(c)
 
 
-@pytest.mark.parametrize("tie", ["all", "none"])
+@pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("bias", ["", "qkv"])
 def test_there_and_back_bit_for_bit(tie, bias):
     c = Config(17, 12, 3, 2, 20, n_kv_heads=1, d_head=6, bias=bias, tie=tie)
@@ -99,7 +99,7 @@ def test_the_start_is_the_papers():
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_gguf_there_and_back(architecture):
     """Names as llama.cpp writes them; for its architecture llama q and k are re-ordered, head by head, from halves to pairs."""
-    c = Config(17, 12, 2, 2, 20, n_kv_heads=1, bias="qkv", tie="all")
+    c = Config(17, 12, 2, 2, 20, n_kv_heads=1, bias="qkv", tie=True)
     torch.manual_seed(0)
     net = build(c)
     made = export(net, gguf_rules(c, architecture))

@@ -55,7 +55,7 @@ def batch():
     [
         ({}, {}),
         ({"hidden_act": "relu"}, {"activation": "relu"}),
-        ({"hidden_act": "gelu_new"}, {"activation": "gelu_new"}),
+        ({"hidden_act": "gelu_new"}, {"activation": "gelu_tanh"}),
         ({"hidden_act": "silu"}, {"activation": "silu"}),
         ({"layer_norm_eps": 1e-3}, {"norm_eps": 1e-3}),
         ({"type_vocab_size": 5}, {"types": 5}),

@@ -31,6 +31,8 @@ CASES: dict[str, dict] = {
     "gelu_fast": dict(activation_function="gelu_fast"),
     "gelu_accurate": dict(activation_function="gelu_accurate"),
     "tanh": dict(activation_function="gelu_pytorch_tanh"),
+    "quick": dict(activation_function="quick_gelu"),
+    "square": dict(activation_function="relu2"),
     "unscaled": dict(scale_attn_weights=False),
     "depth": dict(scale_attn_by_inverse_layer_idx=True),
     "depth alone": dict(scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True),
@@ -128,7 +130,7 @@ def test_the_options_matter(tmp_path, batch):
     net, _ = ours(tmp_path, None)
     ids, _, _ = batch(False)
     settings = configs.read(gpt2.KEYS, json.loads((tmp_path / "config.json").read_text("utf-8")))
-    for change in (dict(scores="depth"), dict(scores="both"), dict(activation="gelu"), dict(eps=1e-3)):
+    for change in (dict(scores="depth"), dict(scores="both"), dict(activation="gelu"), dict(norm_eps=1e-3)):
         other = gpt2.build(gpt2.Config(**{**settings, **change})).double().eval()
         other.load_state_dict(net.state_dict())
         with torch.no_grad():
@@ -137,7 +139,7 @@ def test_the_options_matter(tmp_path, batch):
 
 def test_dropouts_are_read_each_for_itself():
     settings = configs.read(gpt2.KEYS, {"model_type": "gpt2", "resid_pdrop": 0.2, "embd_pdrop": 0.0, "attn_pdrop": 0.2})
-    assert (settings["dropout"], settings["embed_dropout"], settings["attn_dropout"]) == (0.2, 0.0, None)
+    assert (settings["dropout"], settings["embed_dropout"], settings["attention_dropout"]) == (0.2, 0.0, None)
     net = gpt2.build(gpt2.Config(**{**settings, **dict(vocab_size=9, d_model=8, n_heads=2, n_layers=1)}))
     assert net.decoder.embed.dropout.p == 0.0
     assert net.decoder.blocks[0].self_attn.dropout == net.decoder.blocks[0].residual.dropout == 0.2
@@ -146,7 +148,7 @@ def test_dropouts_are_read_each_for_itself():
 
 
 REFUSED = {
-    "activation": (dict(activation_function="quick_gelu"), "activation_function='quick_gelu' is not known here: there is 'gelu_new'"),
+    "activation": (dict(activation_function="mish"), "activation_function='mish' is not known here: there is 'gelu'"),
     "cross": (dict(add_cross_attention=True), "add_cross_attention=True is not understood"),
     "unknown": (dict(alibi=True), "alibi=True is not understood"),
     "scales": (dict(scale_attn_weights="yes"), "must be true or false"),

@@ -133,7 +133,7 @@ def test_the_options_matter(case, wide, tmp_path, batch):
     peer(family, **options).double().save_pretrained(tmp_path)
     net, _ = ours(tmp_path, None)
     settings = configs.read(llama.KEYS, json.loads((tmp_path / "config.json").read_text("utf-8")))
-    changes = {"plain": dict(n_kv_heads=2, rope_base=9000.0), "head_dim": dict(eps=1e-5), "theta": dict(rope_base=250.0)}
+    changes = {"plain": dict(n_kv_heads=2, rope_base=9000.0), "head_dim": dict(norm_eps=1e-5), "theta": dict(rope_base=250.0)}
     changes |= {"llama3": dict(stretch=None), "yarn magnitude": dict(stretch={**(settings["stretch"] or {}), "magnitude": 1.0})}
     changes |= {"mistral": dict(window=6), "qwen2 layers": dict(window=[None, 4, 4])}
     other = llama.build(llama.Config(**{**settings, **changes[case]})).double().eval()
@@ -152,7 +152,7 @@ REFUSED = {
     "unknown in rope": (dict(rope_scaling=dict(STRETCH["linear"], wobble=2)), "wobble=2, which is not understood"),
     "lacking": (dict(rope_scaling=dict(rope_type="llama3", factor=2.0)), "lacks low_freq_factor, high_freq_factor"),
     "interleaved": (dict(rope_interleaved=True), "rope_interleaved=True is not understood"),
-    "activation": (dict(hidden_act="mish"), "hidden_act='mish' is not known here: there is 'silu'"),
+    "activation": (dict(hidden_act="mish"), "hidden_act='mish' is not known here: there is 'gelu'"),
     "unknown": (dict(residual_multiplier=0.5), "residual_multiplier=0.5 is not understood"),
     "quantised": (dict(quantization_config=dict(bits=4)), "quantization_config={'bits': 4} is not understood"),
     "cross": (dict(add_cross_attention=True), "add_cross_attention=True is not understood"),

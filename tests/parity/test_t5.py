@@ -55,7 +55,7 @@ def loaded(peer, config):
 
 OPTIONS = [
     ({}, {}),
-    ({"feed_forward_proj": "gated-gelu"}, {"activation": "gelu_new", "gated": True}),
+    ({"feed_forward_proj": "gated-gelu"}, {"activation": "gelu_tanh", "gated": True}),
     ({"feed_forward_proj": "gated-silu"}, {"activation": "silu", "gated": True}),
     ({"feed_forward_proj": "gelu"}, {"activation": "gelu"}),
     ({"num_decoder_layers": 3}, {"n_decoder_layers": 3}),

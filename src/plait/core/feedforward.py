@@ -34,6 +34,11 @@ def silu(x: Tensor) -> Tensor:
     return F.silu(x)
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """x σ(1.702 x), the other approximation of GELU (Hendrycks & Gimpel 2016, section 2)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 class _ReLU2(torch.autograd.Function):
     """relu(x)² that keeps one tensor and goes back in two passes, half of what square() after relu() takes."""
 
@@ -53,6 +58,10 @@ class _ReLU2(torch.autograd.Function):
 def relu2(x: Tensor) -> Tensor:
     """relu(x)² (Primer, So et al. 2021)."""
     return _ReLU2.apply(x)  # type: ignore[return-value]
+
+
+# A config, which must be able to stand in a file, names its activation; a block takes the function.
+ACTIVATIONS: dict[str, Activation] = {f.__name__: f for f in (relu, relu2, gelu, gelu_tanh, quick_gelu, silu)}
 
 
 class _ReLUFFN(torch.autograd.Function):

@@ -125,13 +125,14 @@ class TranslationRun:
         """As `__call__`, with scores and runners-up (`n_best`)."""
         return self.translator(texts, **options)
 
-    def rows(self, texts: Sequence[str], beams: int = 4, n_best: int = 1, **options: Any) -> list[tuple[str, dict[str, Any]]]:
+    def rows(
+        self, texts: Sequence[str], first: int = 1, beams: int = 4, n_best: int = 1, length_penalty: float = 0.6
+    ) -> list[tuple[str, dict[str, Any]]]:
         """(line, JSON) of each text, for the command line."""
-        options.pop("max_new_tokens", None)  # a run knows how long its answers may be
         if n_best > beams:
             raise InputError("nothing can be answered so", [f"--n-best {n_best}: at most as many as --beams, which is {beams}"])
         rows = []
-        for answer in self.answers(texts, beams=beams, n_best=n_best, **options):
+        for answer in self.answers(texts, first=first, beams=beams, n_best=n_best, length_penalty=length_penalty):
             others = [{"answer": text, "score": score} for text, score in answer.alternatives]
             rows.append((answer.text, {"answer": answer.text, "score": answer.score, "alternatives": others}))
         return rows

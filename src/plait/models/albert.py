@@ -7,14 +7,14 @@ from typing import Literal
 from plait.core.attention import Attention
 from plait.core.blocks import body, each
 from plait.core.embeddings import Dropped, Each, Embed, Tokens, Types
-from plait.core.feedforward import FFN
+from plait.core.feedforward import ACTIVATIONS, FFN
 from plait.core.linear import Linear
 from plait.core.model import Model, Tower
 from plait.core.norms import LayerNorm
 from plait.core.positions import Learned
 from plait.core.residual import Post
-from plait.models.bert import ACTIVATIONS, NAMES, POSITIONS, SIZES, head, heads_of
-from plait.weights.rules import Entry, Keys, drop, fixed, key, prefix, rule, tie
+from plait.models.bert import POSITIONS, SIZES, head, heads_of
+from plait.weights.rules import Entry, Keys, activation, drop, fixed, key, prefix, rule, tie
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Config:
     d_ff: int = 3072
     max_length: int = 512
     types: int = 2
-    activation: str = "gelu_new"
+    activation: str = "gelu_tanh"
     norm_eps: float = 1e-12
     dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -130,7 +130,7 @@ KEYS = (
             key("num_hidden_groups", "groups", 1),
             key("intermediate_size", "d_ff", 16384),
             *[entry for entry in SIZES if not {"hidden_size", "num_attention_heads", "intermediate_size"} & set(entry.names)],
-            key("hidden_act", "activation", "gelu_new", values=NAMES),
+            activation("hidden_act", "gelu_new"),
             key("hidden_dropout_prob", "dropout", 0.0),
             key("attention_probs_dropout_prob", "attention_dropout", 0.0),
             fixed("inner_group_num", 1, "a group of several layers"),

@@ -1,17 +1,17 @@
 """BART and Marian: the 2017 encoder-decoder as later checkpoints have it (Lewis et al. 2020; Junczys-Dowmunt et al. 2018)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from plait.core.attention import Attention, CrossAttention
 from plait.core.blocks import body, each
 from plait.core.embeddings import Dropped, Each, Embed, Tokens
-from plait.core.feedforward import FFN, gelu, gelu_tanh, relu, silu
+from plait.core.feedforward import ACTIVATIONS, FFN
 from plait.core.heads import Tied
 from plait.core.masks import causal
 from plait.core.model import Model, Tower
@@ -19,9 +19,7 @@ from plait.core.norms import LayerNorm
 from plait.core.positions import Learned, Sinusoid
 from plait.core.residual import Post
 from plait.core.stream import Lent
-from plait.weights.rules import Entry, Keys, drop, fixed, group, key, row, rule, tie
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu, "gelu_new": gelu_tanh, "silu": silu, "swish": silu}
+from plait.weights.rules import Entry, Keys, activation, drop, fixed, group, key, row, rule, tie
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Config:
     activation_dropout: float = 0.0
 
 
-OPUS = dict(positions="sinusoid", scale_embedding=True, activation="swish", d_model=512, n_heads=8, d_ff=2048, max_length=512)
+OPUS = dict(positions="sinusoid", scale_embedding=True, activation="silu", d_model=512, n_heads=8, d_ff=2048, max_length=512)
 PRESETS = {
     "tiny": dict(d_model=32, n_heads=4, n_layers=2, d_ff=64, max_length=64),
     "opus-mt": dict(vocab_size=58101, **OPUS),
@@ -131,7 +129,7 @@ ENTRIES = [
     key("decoder_ffn_dim", "d_decoder_ff", 4096),
     key("max_position_embeddings", "max_length", 1024),
     key("scale_embedding", "scale_embedding", False),
-    key("activation_function", "activation", "gelu", values={name: name for name in ACTIVATIONS}),
+    activation("activation_function", "gelu"),
     key("dropout", "dropout", 0.1),
     key("attention_dropout", "attention_dropout", 0.0),
     key("activation_dropout", "activation_dropout", 0.0),

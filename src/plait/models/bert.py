@@ -1,33 +1,24 @@
 """BERT: an encoder that reads both ways (Devlin et al. 2019), with RoBERTa (Liu et al. 2019) and DistilBERT (Sanh et al. 2019)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from plait.core.attention import Attention
 from plait.core.blocks import body, each
 from plait.core.embeddings import Dropped, Each, Embed, Tokens, Types
-from plait.core.feedforward import FFN, gelu, gelu_tanh, relu, silu
+from plait.core.feedforward import ACTIVATIONS, FFN
 from plait.core.heads import Tied, Transformed
 from plait.core.linear import Linear
 from plait.core.model import Model, Tower
 from plait.core.norms import LayerNorm
 from plait.core.positions import Learned
 from plait.core.residual import Post
-from plait.weights.rules import Entry, Keys, drop, fixed, group, key, prefix, rule, tie
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": gelu,
-    "gelu_new": gelu_tanh,
-    "gelu_pytorch_tanh": gelu_tanh,
-    "relu": relu,
-    "silu": silu,
-    "swish": silu,
-}
+from plait.weights.rules import Entry, Keys, activation, drop, fixed, group, key, prefix, rule, tie
 
 
 @dataclass(frozen=True)
@@ -134,7 +125,6 @@ def rules(c: Config) -> list[Entry]:
     return [*ENCODER, *HEADS[c.head]]
 
 
-NAMES = {name: name for name in ACTIVATIONS}
 CLASSES = {
     "ForMaskedLM": "mlm",
     "ForPreTraining": "mlm",
@@ -184,7 +174,7 @@ KEYS = (
             heads_of("Bert"),
             key("vocab_size", "vocab_size", 30522),
             *SIZES,
-            key("hidden_act", "activation", "gelu", values=NAMES),
+            activation("hidden_act", "gelu"),
             key("hidden_dropout_prob", "dropout", 0.1),
             key("attention_probs_dropout_prob", "attention_dropout", 0.1),
         ],

@@ -10,7 +10,7 @@ from torch import nn
 from plait.core.attention import Attention
 from plait.core.blocks import PerLayer, body, each
 from plait.core.embeddings import Dropped, Embed, Tokens
-from plait.core.feedforward import FFN, gelu, gelu_tanh, relu, silu
+from plait.core.feedforward import ACTIVATIONS, FFN
 from plait.core.heads import Tied
 from plait.core.linear import Linear
 from plait.core.masks import causal
@@ -18,9 +18,7 @@ from plait.core.model import Model, Tower, matching
 from plait.core.norms import LayerNorm
 from plait.core.positions import Learned
 from plait.core.residual import Pre
-from plait.weights.rules import Keys, drop, group, key, prefix, rule, split, tie, transpose
-
-ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu": gelu, "relu": relu, "silu": silu}
+from plait.weights.rules import Keys, activation, drop, group, key, prefix, rule, split, tie, transpose
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,13 @@ class Config:
     n_heads: int = 12
     n_layers: int = 12
     d_ff: int | None = None
-    activation: Literal["gelu_tanh", "gelu", "relu", "silu"] = "gelu_tanh"
-    eps: float = 1e-5
+    activation: str = "gelu_tanh"
+    norm_eps: float = 1e-5
     scores: Literal["width", "depth", "both", "neither"] = "width"
     dropout: float = 0.1
     embed_dropout: float | None = None
-    attn_dropout: float | None = None
-    tie: Literal["all", "none"] = "all"
+    attention_dropout: float | None = None
+    tie: bool = True
 
 
 PRESETS = {
@@ -56,8 +54,8 @@ PRESETS = {
 
 
 def build(c: Config) -> Model:
-    d, norm = c.d_model, partial(LayerNorm, c.d_model, c.eps)
-    attn_dropout = c.dropout if c.attn_dropout is None else c.attn_dropout
+    d, norm = c.d_model, partial(LayerNorm, c.d_model, c.norm_eps)
+    attention_dropout = c.dropout if c.attention_dropout is None else c.attention_dropout
 
     def scale(layer: int) -> float:
         width = (d // c.n_heads) ** -0.5 if c.scores in ("width", "both") else 1.0
@@ -71,10 +69,10 @@ def build(c: Config) -> Model:
         c.n_layers,
         norm,
         lambda layer: Pre(c.dropout),
-        self_attn=each(Attention, d, c.n_heads, mask=causal, scale=PerLayer(scale), dropout=attn_dropout),
+        self_attn=each(Attention, d, c.n_heads, mask=causal, scale=PerLayer(scale), dropout=attention_dropout),
         ffn=each(FFN, d, c.d_ff or 4 * d, ACTIVATIONS[c.activation]),
     )
-    lm = Tied(tokens) if c.tie == "all" else Linear(d, c.vocab_size, bias=False)
+    lm = Tied(tokens) if c.tie else Linear(d, c.vocab_size, bias=False)
     return Model({"lm": lm}, started, decoder=Tower(embed, blocks, norm()))
 
 
@@ -127,17 +125,19 @@ def _score_keys(settings) -> dict:
 
 def _dropouts(raw) -> dict:
     dropout, embed, attn = (raw.get(name, 0.1) for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"))
-    return {"dropout": dropout, "embed_dropout": None if embed == dropout else embed, "attn_dropout": None if attn == dropout else attn}
+    return {
+        "dropout": dropout,
+        "embed_dropout": None if embed == dropout else embed,
+        "attention_dropout": None if attn == dropout else attn,
+    }
 
 
 def _dropout_keys(settings) -> dict:
-    names = {"embed_dropout": "embd_pdrop", "attn_dropout": "attn_pdrop"}
+    names = {"embed_dropout": "embd_pdrop", "attention_dropout": "attn_pdrop"}
     finer = {theirs: settings["dropout"] if settings[ours] is None else settings[ours] for ours, theirs in names.items()}
     return {"resid_pdrop": settings["dropout"], **finer}
 
 
-# gelu_fast and gelu_accurate are the same tanh formula, written otherwise.
-TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate")
 KEYS = (
     Keys(
         "gpt2",
@@ -148,21 +148,9 @@ KEYS = (
             key("n_layer", "n_layers", 12, also=["num_hidden_layers"]),
             key("n_head", "n_heads", 12, also=["num_attention_heads"]),
             key("n_inner", "d_ff", None, kind=int),
-            key(
-                "activation_function",
-                "activation",
-                "gelu_new",
-                values={
-                    **dict.fromkeys(TANH, "gelu_tanh"),
-                    "gelu": "gelu",
-                    "gelu_python": "gelu",
-                    "relu": "relu",
-                    "silu": "silu",
-                    "swish": "silu",
-                },
-            ),
-            key("layer_norm_epsilon", "eps", 1e-5),
-            key("tie_word_embeddings", "tie", True, values={True: "all", False: "none"}),
+            activation("activation_function", "gelu_new"),
+            key("layer_norm_epsilon", "norm_eps", 1e-5),
+            key("tie_word_embeddings", "tie", True),
             group(SCORE_KEYS, _scores, _score_keys),
             group(("resid_pdrop", "embd_pdrop", "attn_pdrop"), _dropouts, _dropout_keys),
         ),

@@ -4,14 +4,14 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from plait.core.attention import Attention
 from plait.core.blocks import PerLayer, body, each
 from plait.core.embeddings import Embed, Tokens
-from plait.core.feedforward import FFN, gelu, gelu_tanh, relu, silu
+from plait.core.feedforward import ACTIVATIONS, FFN
 from plait.core.heads import Tied
 from plait.core.linear import Linear
 from plait.core.masks import Mask, Window, causal
@@ -19,9 +19,7 @@ from plait.core.model import Model, Tower, matching
 from plait.core.norms import RMSNorm
 from plait.core.residual import Pre
 from plait.core.rotary import Rotary, linear, llama3, yarn
-from plait.weights.rules import Entry, Keys, drop, fixed, group, halves, key, prefix, rope, rule, tie
-
-ACTIVATIONS = {"silu": silu, "gelu_tanh": gelu_tanh, "gelu": gelu, "relu": relu}
+from plait.weights.rules import Entry, Keys, activation, drop, fixed, group, halves, key, prefix, rope, rule, tie
 
 
 @dataclass(frozen=True)
@@ -41,16 +39,16 @@ class Config:
     n_kv_heads: int | None = None
     d_head: int | None = None
     max_length: int = 2048
-    eps: float = 1e-6
+    norm_eps: float = 1e-6
     rope_base: float = 10000.0
     stretch: dict[str, Any] | None = None
     window: int | list[int | None] | None = None
-    activation: Literal["silu", "gelu_tanh", "gelu", "relu"] = "silu"
+    activation: str = "silu"
     bias: str = ""
     ffn_bias: bool = False
     dropout: float = 0.0
-    attn_dropout: float = 0.0
-    tie: Literal["all", "none"] = "none"
+    attention_dropout: float = 0.0
+    tie: bool = False
 
 
 LLAMA32 = dict(
@@ -58,31 +56,31 @@ LLAMA32 = dict(
     n_kv_heads=8,
     d_ff=8192,
     max_length=131072,
-    eps=1e-5,
+    norm_eps=1e-5,
     rope_base=500000.0,
     stretch=dict(kind="llama3", factor=32.0, low=1.0, high=4.0, original_length=8192),
-    tie="all",
+    tie=True,
 )
-SMOLLM2 = dict(vocab_size=49152, max_length=8192, eps=1e-5, rope_base=100000.0, tie="all")
+SMOLLM2 = dict(vocab_size=49152, max_length=8192, norm_eps=1e-5, rope_base=100000.0, tie=True)
 QWEN2 = dict(vocab_size=151936, max_length=131072, rope_base=1000000.0, bias="qkv")
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(vocab_size=128, d_model=32, n_heads=4, n_layers=2, d_ff=64, n_kv_heads=2, max_length=128),
     "smollm2-135m": dict(SMOLLM2, d_model=576, n_heads=9, n_layers=30, d_ff=1536, n_kv_heads=3),
     "smollm2-360m": dict(SMOLLM2, d_model=960, n_heads=15, n_layers=32, d_ff=2560, n_kv_heads=5),
-    "qwen2-0.5b": dict(QWEN2, d_model=896, n_heads=14, n_layers=24, d_ff=4864, n_kv_heads=2, tie="all"),
-    "tinyllama-1.1b": dict(d_model=2048, n_heads=32, n_layers=22, d_ff=5632, n_kv_heads=4, eps=1e-5),
+    "qwen2-0.5b": dict(QWEN2, d_model=896, n_heads=14, n_layers=24, d_ff=4864, n_kv_heads=2, tie=True),
+    "tinyllama-1.1b": dict(d_model=2048, n_heads=32, n_layers=22, d_ff=5632, n_kv_heads=4, norm_eps=1e-5),
     "llama-3.2-1b": dict(LLAMA32, d_model=2048, n_heads=32, n_layers=16),
     "smollm2-1.7b": dict(SMOLLM2, d_model=2048, n_heads=32, n_layers=24, d_ff=8192, rope_base=130000.0),
     "llama-3.2-3b": dict(LLAMA32, d_model=3072, n_heads=24, n_layers=28),
-    "llama-2-7b": dict(max_length=4096, eps=1e-5),
+    "llama-2-7b": dict(max_length=4096, norm_eps=1e-5),
     "qwen2-7b": dict(QWEN2, vocab_size=152064, d_model=3584, n_heads=28, n_layers=28, d_ff=18944, n_kv_heads=4),
-    "llama-3-8b": dict(vocab_size=128256, d_ff=14336, n_kv_heads=8, max_length=8192, eps=1e-5, rope_base=500000.0),
-    "llama-2-13b": dict(d_model=5120, n_heads=40, n_layers=40, d_ff=13824, max_length=4096, eps=1e-5),
+    "llama-3-8b": dict(vocab_size=128256, d_ff=14336, n_kv_heads=8, max_length=8192, norm_eps=1e-5, rope_base=500000.0),
+    "llama-2-13b": dict(d_model=5120, n_heads=40, n_layers=40, d_ff=13824, max_length=4096, norm_eps=1e-5),
 }
 
 
 def build(c: Config) -> Model:
-    d, norm, windows = c.d_model, partial(RMSNorm, c.d_model, c.eps), c.window
+    d, norm, windows = c.d_model, partial(RMSNorm, c.d_model, c.norm_eps), c.window
     if isinstance(windows, list) and len(windows) != c.n_layers:
         raise ValueError(f"window has {len(windows)} entries for {c.n_layers} layers: give one number, or one for each layer")
     turning = rotary(c)
@@ -105,11 +103,11 @@ def build(c: Config) -> Model:
             bias=c.bias,
             mask=PerLayer(mask),
             rotary=turning,
-            dropout=c.attn_dropout,
+            dropout=c.attention_dropout,
         ),
         ffn=each(FFN, d, c.d_ff, ACTIVATIONS[c.activation], gated=True, bias=c.ffn_bias),
     )
-    lm = Tied(tokens) if c.tie == "all" else Linear(d, c.vocab_size, bias=False)
+    lm = Tied(tokens) if c.tie else Linear(d, c.vocab_size, bias=False)
     return Model({"lm": lm}, started, decoder=Tower(Embed(tokens=tokens), blocks, norm()))
 
 
@@ -155,6 +153,9 @@ RULES = (
 )
 
 
+GGUF = ("llama", "qwen2")  # what `general.architecture` of a GGUF calls models of this page
+
+
 def gguf_rules(c: Config, architecture: str = "llama") -> tuple[Entry, ...]:
     """Names of GGUF. Where its `general.architecture` is llama, rows of q and k lie in the order of pairs (RoFormer's own)."""
     turned = [halves(c.d_head or c.d_model // c.n_heads)] if architecture == "llama" else []
@@ -180,7 +181,7 @@ def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> Config:
     """
     kind = metadata.get("general.architecture")
     sizes = {"block_count": "n_layers", "context_length": "max_length", "embedding_length": "d_model", "feed_forward_length": "d_ff"}
-    sizes |= {"attention.head_count": "n_heads", "attention.head_count_kv": "n_kv_heads", "attention.layer_norm_rms_epsilon": "eps"}
+    sizes |= {"attention.head_count": "n_heads", "attention.head_count_kv": "n_kv_heads", "attention.layer_norm_rms_epsilon": "norm_eps"}
     settings: dict[str, Any] = {ours: metadata.get(f"{kind}.{theirs}") for theirs, ours in sizes.items()}
     missing = [f"{kind}.{theirs}" for theirs, ours in sizes.items() if settings[ours] is None and ours != "n_kv_heads"]
     odd = sorted(key for key in metadata if key.startswith(f"{kind}.rope.scaling") or key == f"{kind}.attention.sliding_window")
@@ -192,10 +193,8 @@ def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> Config:
         raise ValueError(f"architecture {kind!r} (llama and qwen2 are read); missing: {missing}; not understood: {odd}")
     base = metadata.get(f"{kind}.rope.freq_base", 10000.0)
     bias = "qkv" if "blk.0.attn_q.bias" in names else ""
-    settings["eps"] = float(f"{settings['eps']:.6g}")  # stored in float32
-    return Config(
-        vocab_size=vocabulary, d_head=d_head, rope_base=base, bias=bias, tie="none" if "output.weight" in names else "all", **settings
-    )
+    settings["norm_eps"] = float(f"{settings['norm_eps']:.6g}")  # stored in float32
+    return Config(vocab_size=vocabulary, d_head=d_head, rope_base=base, bias=bias, tie="output.weight" not in names, **settings)
 
 
 # ---- config.json ----
@@ -228,7 +227,6 @@ def _layer_window_keys(settings) -> dict:
 
 def _keys(model_type: str, architecture: str, d_ff: int, kv_heads: int | None, length: int, *own) -> Keys:
     """What the three families share, with their defaults where they differ."""
-    tanh = dict.fromkeys(("gelu_pytorch_tanh", "gelu_new", "gelu_fast"), "gelu_tanh")
     shared = (
         key("vocab_size", "vocab_size", 151936 if model_type == "qwen2" else 32000),
         key("hidden_size", "d_model", 4096),
@@ -238,10 +236,10 @@ def _keys(model_type: str, architecture: str, d_ff: int, kv_heads: int | None, l
         key("num_key_value_heads", "n_kv_heads", kv_heads, kind=int, optional=True),
         key("head_dim", "d_head", None, kind=int),
         key("max_position_embeddings", "max_length", length),
-        key("rms_norm_eps", "eps", 1e-6),
-        key("hidden_act", "activation", "silu", values={"silu": "silu", "swish": "silu", **tanh, "gelu": "gelu", "relu": "relu"}),
-        key("attention_dropout", "attn_dropout", 0.0),
-        key("tie_word_embeddings", "tie", False, values={True: "all", False: "none"}),
+        key("rms_norm_eps", "norm_eps", 1e-6),
+        activation("hidden_act", "silu"),
+        key("attention_dropout", "attention_dropout", 0.0),
+        key("tie_word_embeddings", "tie", False),
         rope,
         fixed("rope_interleaved", False, "the pairs that turn are channels i and i + d_head / 2"),
     )

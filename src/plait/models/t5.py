@@ -1,17 +1,15 @@
 """T5: every task as text to text (Raffel et al. 2020), in its first form, as v1.1 and as Flan-T5."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-from torch import Tensor
 
 from plait.core.attention import Attention, CrossAttention
 from plait.core.biases import RelativeBias
 from plait.core.blocks import body, each
 from plait.core.embeddings import Dropped, Embed, Tokens
-from plait.core.feedforward import FFN, gelu, gelu_tanh, relu, silu
+from plait.core.feedforward import ACTIVATIONS, FFN
 from plait.core.heads import Tied
 from plait.core.linear import Linear
 from plait.core.masks import Mask, causal
@@ -19,14 +17,13 @@ from plait.core.model import Model, Tower
 from plait.core.norms import RMSNorm
 from plait.core.residual import Pre
 from plait.core.stream import Lent
+from plait.weights.rules import ACTIVATIONS as NAMES
 from plait.weights.rules import Entry, Keys, fixed, group, key, rule, tie
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu, "gelu_new": gelu_tanh, "silu": silu, "swish": silu}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Section 2.1; v1.1 and Flan have a `gated` feed-forward with `gelu_new`, and an output matrix of their own (`tie=False`)."""
+    """Section 2.1; v1.1 and Flan have a `gated` feed-forward with `gelu_tanh`, and an output matrix of their own (`tie=False`)."""
 
     vocab_size: int = 32128
     d_model: int = 512
@@ -45,7 +42,7 @@ class Config:
     scale_output: bool = True  # hidden vectors times d_model ** -0.5 before a tied output
 
 
-V1_1 = dict(vocab_size=32128, activation="gelu_new", gated=True, tie=False)
+V1_1 = dict(vocab_size=32128, activation="gelu_tanh", gated=True, tie=False)
 PRESETS = {
     "tiny": dict(d_model=32, d_head=8, n_heads=4, n_layers=2, d_ff=64),
     "small": dict(vocab_size=32128),
@@ -115,13 +112,14 @@ def _feed_forward(raw: Mapping[str, Any]) -> dict[str, Any]:
     said = raw.get("feed_forward_proj", "relu")
     gated, _, name = said.rpartition("gated-") if isinstance(said, str) else ("", "", "")
     kind = "gelu_new" if said == "gated-gelu" else name  # the reference takes the tanh formula for this one name
-    if gated or kind not in ACTIVATIONS:
-        raise ValueError(f"feed_forward_proj={said!r} is not known here: there is {', '.join(ACTIVATIONS)}, each also as gated-...")
-    return {"activation": kind, "gated": said.startswith("gated-")}
+    if gated or kind not in NAMES:
+        raise ValueError(f"feed_forward_proj={said!r} is not known here: there is {', '.join(NAMES)}, each also as gated-...")
+    return {"activation": NAMES[kind], "gated": said.startswith("gated-")}
 
 
 def _feed_forward_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
-    name = "gelu" if settings["gated"] and settings["activation"] == "gelu_new" else settings["activation"]
+    name = next(theirs for theirs, ours in NAMES.items() if ours == settings["activation"])
+    name = "gelu" if settings["gated"] and name == "gelu_new" else name
     return {"feed_forward_proj": ("gated-" if settings["gated"] else "") + name}
 
 

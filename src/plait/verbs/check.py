@@ -17,5 +17,4 @@ class Check:
         from plait.hub import place
         from plait.hub.checkpoints import open_net
 
-        _, certificate, _ = open_net(place(self.model))
-        return str(certificate)
+        return str(open_net(place(self.model))[1])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from inspect import signature
 from itertools import islice
 from typing import Annotated, Any
 
@@ -15,10 +16,10 @@ class Run:
 
     model: Annotated[str, positional, "a run folder, a released checkpoint's folder, or a name such as minilm"]
     input: Annotated[list[str], positional, "texts; without any, lines are read from standard input"] = field(default_factory=list)
-    beams: Annotated[int, "beams of the search; 1 is greedy"] = 4
-    length_penalty: Annotated[float, "exponent of ((5 + length) / 6) that scores are divided by"] = 0.6
-    n_best: Annotated[int, "answers an input: of a translator with --json, of a mask always"] = 1
-    max_new_tokens: Annotated[int, "of a language model: tokens it may add"] = 50
+    beams: Annotated[int | None, "of a translator: beams of the search; 1 is greedy (default 4)"] = None
+    length_penalty: Annotated[float | None, "of a translator: exponent of ((5 + length) / 6) that scores are divided by"] = None
+    n_best: Annotated[int | None, "answers an input: of a translator with --json, of a mask always"] = None
+    max_new_tokens: Annotated[int | None, "of a language model: tokens it may add (default 50)"] = None
     batch: Annotated[int, "inputs read ahead and answered together"] = 64
     threads: Annotated[int | None, "CPU threads; default: all cores"] = None
     json: Annotated[bool, "one JSON object an input: input, answer, score, alternatives"] = False
@@ -37,12 +38,32 @@ class Run:
             torch.set_num_threads(self.threads)
         model = load(self.model)
         texts, done = iter(self.input) if self.input else stdin_lines(), 0
-        options = dict(beams=self.beams, length_penalty=self.length_penalty, n_best=self.n_best, max_new_tokens=self.max_new_tokens)
+        options = self.options(model)
         while batch := list(islice(texts, self.batch if self.input or not _interactive() else 1)):
             rows = model.rows(batch, first=done + 1, **options)
             done += len(batch)
             for text, (line, found) in zip(batch, rows, strict=True):
                 yield {"input": text, **found} if self.json else line
+
+    def options(self, model: Any) -> dict[str, Any]:
+        """What was asked of the model; InputError names what a model of its task does not take."""
+        from plait.errors import InputError, choices
+
+        taken = list(signature(model.rows).parameters)
+        given = {name: getattr(self, name) for name in OPTIONS if getattr(self, name) is not None}
+        if faults := [f"{name_of(name)} {value}" for name, value in given.items() if name not in taken]:
+            known = [name_of(name) for name in OPTIONS if name in taken]
+            raise InputError(
+                f"{self.model}: its task is {model.task}, which takes {choices(known) if known else 'no options'}; not", faults
+            )
+        return given
+
+
+OPTIONS = ("beams", "length_penalty", "n_best", "max_new_tokens")  # fields that are options of a task
+
+
+def name_of(option: str) -> str:
+    return "--" + option.replace("_", "-")
 
 
 def _interactive() -> bool:

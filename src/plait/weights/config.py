@@ -26,6 +26,18 @@ PLAIN = {
     "tie_encoder_decoder": False,
 }
 
+# Their names of activations: ours. The way back takes the first name; those after it are the same formula, written otherwise.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"), "gelu_tanh"),
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+    "swish": "silu",
+}
+
 
 @dataclass(frozen=True)
 class Key:
@@ -110,6 +122,11 @@ def key(
     `values` maps their values to ours (the way back takes the first that fits), `also` are other names of the same key.
     """
     return Key(theirs, ours, default, kind or type(default), optional or default is None, values, tuple(also))
+
+
+def activation(theirs: str, default: str) -> Key:
+    """Their key names the feed-forward's activation."""
+    return key(theirs, "activation", default, values=ACTIVATIONS)
 
 
 def fixed(theirs: str, value: Any, why: str = "") -> Fixed:

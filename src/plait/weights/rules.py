@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from plait.errors import InputError
 from plait.weights.certificate import Certificate, Tied
-from plait.weights.config import Keys, fixed, group, key
+from plait.weights.config import ACTIVATIONS, Keys, activation, fixed, group, key
 from plait.weights.rope import rope
 from plait.weights.source import Source
 from plait.weights.steps import Shape, Step, halves, permute, row, split, transpose, unstack
 from plait.weights.templates import Template
 
 # A page declares its table of tensors and its table of settings through this one module.
-__all__ = ["Keys", "drop", "export", "fixed", "group", "halves", "key", "load", "permute", "prefix", "rope", "rule", "split", "tie"]
-__all__ += ["row", "transpose", "unstack"]
+__all__ = ["ACTIVATIONS", "Keys", "activation", "drop", "export", "fixed", "group", "halves", "key", "load", "permute", "prefix", "rope"]
+__all__ += ["row", "rule", "split", "tie", "transpose", "unstack"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,101 @@
+"""A released model that is ready to use: what all of them answer to, whatever their task."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from plait.core.model import Model
+from plait.errors import InputError
+from plait.text.special import LoadedTokenizer
+from plait.weights.certificate import Certificate
+
+Row = tuple[str, dict[str, Any]]  # an answer as the command line prints it: a line, and the JSON object that says more
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a checkpoint was opened to. `config` is its config.json or a GGUF's metadata, `generation` its generation_config.json.
+
+    `tokenizers` are those of source and target, one object where the checkpoint has one, and None where it has none: such a model
+    works on ids. `max_length` is the number of tokens that a tower may be given, None where nothing limits it.
+    """
+
+    folder: Path
+    net: Model
+    tokenizers: tuple[LoadedTokenizer, LoadedTokenizer] | None
+    certificate: Certificate
+    max_length: int | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
+
+
+class Ready:
+    """A released model, ready: called with a text or a list of texts it does its task.
+
+    A task adds `__call__` and `rows(texts, first=1, **options)`, which is what the command line asks: its options are the model's.
+    """
+
+    task = ""
+
+    def __init__(self, parts: Parts):
+        self.parts, self.net = parts, parts.net
+        self.certificate, self.config, self.max_length = parts.certificate, parts.config, parts.max_length
+
+    @property
+    def tokenizer(self) -> LoadedTokenizer:
+        """Of what the model reads first."""
+        return self._tokenizers[0]
+
+    @property
+    def target_tokenizer(self) -> LoadedTokenizer:
+        """Of what the model writes."""
+        return self._tokenizers[1]
+
+    @property
+    def _tokenizers(self) -> tuple[LoadedTokenizer, LoadedTokenizer]:
+        if self.parts.tokenizers is None:
+            raise InputError(f"{self.parts.folder}: has no tokenizer, so this model takes ids, not texts; add the tokenizer's files")
+        return self.parts.tokenizers
+
+    def encode(self, text: str) -> list[int]:
+        """Ids as the model reads them, special tokens included; "[MASK]" and the like in the text stand for those tokens."""
+        return self.tokenizer.wrap(self.tokenizer.encode_marked(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.target_tokenizer.decode(ids)
+
+    @torch.inference_mode()
+    def logits(self, *ids: Sequence[int] | Sequence[Sequence[int]]) -> Any:
+        """Raw scores [B, L, V] of token-id lists, one argument a tower (hidden vectors where the model has no scores of tokens).
+
+        Lists of several lengths give one array a row. Each row goes alone, so that its scores do not depend on the others.
+        """
+        towers = [rows_of(given) for given in ids]
+        if len(towers) != len(self.net.towers) or len({len(rows) for rows in towers}) != 1:
+            raise InputError(f"logits takes ids for {' and '.join(self.net.towers)}, as many rows each")
+        faults = [f"row {i}: {fault}" for i, row in enumerate(zip(*towers, strict=True)) for fault in self._row_faults(row)]
+        if faults:
+            raise InputError("these rows cannot be read", faults)
+        device, found = next(self.net.parameters()).device, []
+        for row in zip(*towers, strict=True):
+            inputs = {name: torch.tensor([one], device=device) for name, one in zip(self.net.towers, row, strict=True)}
+            found.append(self.scores(self.net(**inputs)[self.net.towers[-1]].x)[0].float().cpu().numpy())
+        return np.stack(found) if len({scores.shape for scores in found}) == 1 else found
+
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the model says of hidden vectors [B, L, D]: the scores of its head."""
+        return next(iter(self.net.heads.values()))(hidden)
+
+    def _row_faults(self, row: Sequence[Sequence[int]]) -> list[str]:
+        long = [f"{len(ids)} ids, this model takes {self.max_length}" for ids in row if self.max_length and len(ids) > self.max_length]
+        return [*long, *("no ids; give at least one" for ids in row if not len(ids))]
+
+
+def rows_of(ids: Any) -> list[list[int]]:
+    """One list of ids, or several (arrays too), as several."""
+    ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    return [list(row) for row in ids] if ids and not isinstance(ids[0], int) else [ids]
