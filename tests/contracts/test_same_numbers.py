@@ -34,6 +34,7 @@ def batch(lengths, left, seed):
     return Stream(x, real=real), where, [rows[i : i + 1, :n] for i, n in enumerate(lengths)]
 
 
+@pytest.mark.capability("batch")
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 @few
 @given(sources=LENGTHS, data=st.data())
@@ -50,6 +51,7 @@ def test_alone_is_in_a_padded_batch(net, ends, left, sources, data):
                 assert_close(together[name].x[i : i + 1, where], alone[name].x, **EXACT)
 
 
+@pytest.mark.capability("generate")
 @few
 @given(chunks=st.lists(st.integers(1, 4), min_size=1, max_size=5), padding=st.integers(0, 3))
 def test_cached_is_uncached(net, ends, chunks, padding):
@@ -83,6 +85,7 @@ def test_beams_share_their_source(net, ends):
     assert_close(few_memories, repeated, **EXACT)
 
 
+@pytest.mark.capability("train")
 def test_learning_and_not_learning_compute_the_same(net, ends):
     """Some parts go another way when gradients are wanted."""
     wanted = ends.out(net, ids(2, 5), ids(2, 4, 1))
@@ -90,6 +93,7 @@ def test_learning_and_not_learning_compute_the_same(net, ends):
         assert_close(ends.out(net, ids(2, 5), ids(2, 4, 1)), wanted.detach(), **EXACT)
 
 
+@pytest.mark.capability("kernels")
 def test_every_kernel_is_the_reference(net, ends):
     outs = []
     for kernel in (reference, sdpa):
@@ -107,6 +111,7 @@ def test_every_kernel_is_the_reference(net, ends):
         assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.capability("batch")
 def test_the_future_and_the_padding_change_nothing_bit_for_bit(net, ends):
     source, x = ids(2, 5, 1), ids(2, 6, 2)
     real = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
@@ -140,6 +145,7 @@ def test_order_matters(net, ends):
     assert (last[0] - last[1]).abs().amax() > 1e-6
 
 
+@pytest.mark.capability("record")
 def test_recorded_attention_rows_sum_to_one(net, ends):
     class All(Watcher):
         def __init__(self):

@@ -5,12 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import plait as library
 from plait import cli
 from plait.data.packages import find
 from plait.errors import InputError
+from plait.hub.checkpoints import open_net
 from plait.hub.zoo import ZOO, folder_of
+from plait.models import bert
+from plait.weights import rules
 from plait.weights.opening import open_source
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install 'plait[bench]')")
@@ -128,6 +132,24 @@ def test_smollm2_is_the_reference_with_the_same_numbers():
         model.generate("a", max_new_tokens=9000)
 
 
+def test_names_of_the_first_releases_and_a_missing_pooler(folder, tmp_path):
+    """The first files of BERT call a norm's weight and bias gamma and beta; a bare model may have been saved without its pooler."""
+    peer = transformers.BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    peer.save_pretrained(tmp_path / "bare")
+    state = load_file(tmp_path / "bare" / "model.safetensors")
+    first = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t for name, t in state.items()
+    }
+    assert set(first) != set(state)
+    save_file(first, tmp_path / "bare" / "model.safetensors")
+    net, certificate, settings, _ = open_net(tmp_path / "bare")
+    ids = torch.tensor([[2, 5, 6, 3]])
+    with torch.no_grad():
+        np.testing.assert_allclose(net(encoder=ids)["encoder"].x, peer(ids).last_hidden_state, atol=5e-5)
+    again = rules.export(net, bert.rules(settings), certificate)
+    assert list(again) == list(certificate.order) and all(torch.equal(again[name], first[name]) for name in first)
+
+
 def config(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -146,7 +168,6 @@ def config(folder, **changes):
         (lambda f: config(f, num_attention_heads=5), "n_heads=5"),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
         (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]), "model.safetensors"),
-        (lambda f: (f / "vocab.txt").unlink(), "tokenizer"),
         (lambda f: (f / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(50))])), "tokens"),
     ],
 )
@@ -157,6 +178,16 @@ def test_wrong_files_end_with_one_message(folder, breaks, says, capsys):
     assert says in str(error.value)
     assert cli.main(["run", str(folder), "the [MASK]"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_folder_without_a_tokenizer_works_on_ids(folder, capsys):
+    wanted = library.load(folder).logits([2, 5, 6, 3])
+    (folder / "vocab.txt").unlink()
+    np.testing.assert_array_equal(library.load(folder).logits([2, 5, 6, 3]), wanted)
+    assert cli.main(["run", str(folder), "the [MASK]"]) == 2
+    assert "has no tokenizer" in capsys.readouterr().err
+    assert cli.main(["check", str(folder)]) == 0
+    assert "ids, there is no tokenizer" in capsys.readouterr().out
 
 
 def test_the_command_line(folder, capsys):

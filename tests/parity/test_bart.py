@@ -42,7 +42,9 @@ def loaded(peer, config):
     net, held = bart.build(config).eval(), Held(peer.state_dict())
     certificate = table.load(net, held, bart.rules(config))
     back = table.export(net, bart.rules(config), certificate)
-    assert all(torch.equal(back[name], held.tensors[name]) for name in held.tensors if name not in certificate.dropped)
+    rounded = {name for name, made in certificate.computed.items() if not made.exact}  # float64: two libraries' last bits
+    assert not certificate.dropped and (not rounded or peer.dtype == torch.float64)
+    assert all(torch.equal(back[name], held.tensors[name]) for name in held.tensors if name not in rounded)
     return net
 
 

@@ -148,7 +148,7 @@ REFUSED = {
     "dynamic": (dict(rope_scaling=dict(type="dynamic", factor=2.0)), "rope scaling of type 'dynamic' is not supported"),
     "longrope": (dict(rope_parameters=dict(rope_type="longrope", short_factor=[1.0], long_factor=[2.0])), "'longrope' is not supported"),
     "truncate": (dict(rope_scaling=dict(STRETCH["yarn"], truncate=False)), "truncate=false"),
-    "partial": (dict(rope_parameters=dict(ROPE, partial_rotary_factor=0.5)), "partial_rotary_factor is not supported"),
+    "partial": (dict(rope_parameters=dict(ROPE, partial_rotary_factor=0.5)), "partial_rotary_factor=0.5 is not supported"),
     "unknown in rope": (dict(rope_scaling=dict(STRETCH["linear"], wobble=2)), "wobble=2, which is not understood"),
     "lacking": (dict(rope_scaling=dict(rope_type="llama3", factor=2.0)), "lacks low_freq_factor, high_freq_factor"),
     "interleaved": (dict(rope_interleaved=True), "rope_interleaved=True is not understood"),

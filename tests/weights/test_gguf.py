@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from plait.errors import InputError
-from plait.weights import gguf as ours
+from plait.weights import gguf as reader
+from plait.weights import gguf_blocks as ours
 from plait.weights.gguf import GgufFile
 
 # ---- a writer, as small as the format allows ----
@@ -278,7 +279,7 @@ def test_every_truncation_is_noticed(opened):
 
 
 def test_a_header_without_an_end_is_not_read_for_ever(opened, monkeypatch):
-    monkeypatch.setattr(ours, "HEADER_LIMIT", 1000)
+    monkeypatch.setattr(reader, "HEADER_LIMIT", 1000)
     assert "ends before byte 1000" in message(opened, gguf(keys=[key("k", ARR, (U8, [0] * 2000))]))
 
 

@@ -6,7 +6,7 @@ import torch
 from plait.core.kernels import reference
 from plait.core.rotary import Rotary
 from plait.core.stream import Call, Stream
-from plait.weights.rules import halves, permute, row, split, transpose, unstack
+from plait.weights.rules import halves, permute, regroup, row, split, transpose, unstack
 
 
 def numbers(*shape, seed=0):
@@ -25,6 +25,8 @@ def numbers(*shape, seed=0):
         (permute(2, 0, 1), (3, 4, 5), [(5, 3, 4)]),
         (halves(6), (12, 5), [(12, 5)]),
         (halves(4), (8,), [(8,)]),
+        (regroup((-1, 3, 2), (1, 0, 2)), (12, 5), [(12, 5)]),
+        (regroup((2, -1, 2, 1), (2, 3, 0, 1)), (12,), [(12,)]),
         (row, (1, 7), [(7,)]),
     ],
 )
@@ -40,10 +42,14 @@ def test_a_step_undone_is_nothing_done(step, theirs, ours):
 def test_what_the_steps_do():
     (turned,) = halves(4).apply([torch.arange(8)], [(8,)])
     assert turned.tolist() == [0, 2, 1, 3, 4, 6, 5, 7]  # pairs (0, 1), (2, 3) become (0, 2), (1, 3) places
+    (sorted_out,) = regroup((-1, 3, 2), (1, 0, 2)).apply([torch.arange(12)], [(12,)])
+    assert sorted_out.tolist() == [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]  # two heads of q, k, v: all of q, all of k, all of v
     (moved,) = permute(1, 2, 0).apply([numbers(2, 3, 4)], [(3, 4, 2)])
     assert moved[2, 3, 1] == numbers(2, 3, 4)[1, 2, 3]
     with pytest.raises(ValueError, match="no order of the axes"):
         permute(0, 2)
+    with pytest.raises(ValueError, match="no order of the axes"):
+        regroup((2, -1), (0, 0))
     with pytest.raises(ValueError, match="d_head=5 is odd"):
         halves(5)
 

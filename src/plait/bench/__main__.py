@@ -41,6 +41,12 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], str]:
             only = contestants(o["only"], ["plait", *translate_speed.PEERS], [*translate_speed.WHAT])
             done = translate_speed.run(translate_speed.BASE, o["rounds"] or 5, only, folder, o["threads"], o["beams"])
             table = translate_speed.shown(done)
+        elif o["job"] == "start":
+            from plait.bench import start
+
+            only = contestants(o["only"], ["plait", *start.PEERS], [*start.WHAT])
+            done = start.run(o["model"], o["rounds"] or 3, only)
+            table = start.shown(done)
         else:
             from plait.bench import quality
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from plait.core import init
 from plait.core.stream import Places
 
 
@@ -34,7 +35,7 @@ class RelativeBias(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=0.02)
+        init.normal_(self.weight, std=0.02)
 
     def bucket(self, distance: Tensor) -> Tensor:
         buckets, start = self.buckets, 0
@@ -87,7 +88,7 @@ class Shaw(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.xavier_uniform_(self.weight)
+        init.xavier_uniform_(self.weight)
 
     def forward(self, q: Tensor, q_places: Places, k_places: Places) -> Float[Tensor, "B H L S"]:
         clipped = distance(q_places, k_places).clamp(-self.max_distance, self.max_distance) + self.max_distance

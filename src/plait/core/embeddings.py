@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from plait.core import init
 from plait.core.dropout import dropout
 from plait.core.stream import Stream
 
@@ -20,7 +21,7 @@ class Tokens(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
+        init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
 
     def forward(self, s: Stream) -> Stream:
         x = F.embedding(s.x, self.weight)
@@ -39,7 +40,7 @@ class Types(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=0.02)
+        init.normal_(self.weight, std=0.02)
 
     def forward(self, s: Stream) -> Stream:
         return s.having(x=s.x + (self.weight[0] if s.types is None else F.embedding(s.types, self.weight)))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from plait.core import init
 from plait.core.linear import Packed
 from plait.core.stream import Lent
 
@@ -31,7 +32,7 @@ class Tied(nn.Module):
 
     def reset_parameters(self) -> None:
         if self.bias is not None:
-            nn.init.zeros_(self.bias)
+            init.zeros_(self.bias)
 
     def forward(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         hidden = hidden if self.scale == 1.0 else hidden * self.scale

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from plait.core import init
+
 MANY = 128  # rows
 
 
@@ -65,9 +67,9 @@ class Linear(nn.Module):
 
     def reset_parameters(self) -> None:
         """Glorot-uniform weight (the initialisation of the 2017 reference code), zero bias; a model's page may set its own."""
-        nn.init.xavier_uniform_(self.weight)
+        init.xavier_uniform_(self.weight)
         if self.bias is not None:
-            nn.init.zeros_(self.bias)
+            init.zeros_(self.bias)
 
     def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         if self.packed is not None and self.packed.serves(x, self.weight):

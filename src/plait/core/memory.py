@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from plait.core import init
 from plait.core.stream import Call, Places
 
 
@@ -20,8 +21,8 @@ class Memory(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.k, std=0.02)
-        nn.init.normal_(self.v, std=0.02)
+        init.normal_(self.k, std=0.02)
+        init.normal_(self.v, std=0.02)
 
     def forward(self, k: Tensor, v: Tensor, places: Places, call: Call) -> tuple[Tensor, Tensor, Places]:
         """[B, G, S, K] twice -> [B, G, n + S, K] twice, and where they stand."""

@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from plait.core import init
+
 
 class LayerNorm(nn.Module):
     """Layer normalisation (Ba et al. 2016): y = (x - mean) / sqrt(var + eps) * weight + bias, over the last axis."""
@@ -22,9 +24,9 @@ class LayerNorm(nn.Module):
 
     def reset_parameters(self) -> None:
         if self.weight is not None:
-            nn.init.ones_(self.weight)
+            init.ones_(self.weight)
         if self.bias is not None:
-            nn.init.zeros_(self.bias)
+            init.zeros_(self.bias)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         return F.layer_norm(x, (self.d,), self.weight, self.bias, self.eps)
@@ -63,7 +65,7 @@ class RMSNorm(nn.Module):
 
     def reset_parameters(self) -> None:
         if self.weight is not None:
-            nn.init.constant_(self.weight, 1.0 - self.offset)
+            init.constant_(self.weight, 1.0 - self.offset)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         weight = self.weight if self.weight is None or not self.offset else self.weight + self.offset

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from plait.core import init
 from plait.core.stream import Stream
 
 
@@ -64,7 +65,7 @@ class Learned(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=0.02)
+        init.normal_(self.weight, std=0.02)
 
     def forward(self, s: Stream) -> Stream:
         if s.start + s.length > self.max_length and s.positions is None:

@@ -1,7 +1,8 @@
 """Rotary positions (RoFormer, Su et al. 2021) and the ways to stretch them to longer contexts."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -122,3 +123,19 @@ def yarn(factor: float, original_length: int, base: float = 10000.0, fast: float
         return rates / factor * interpolated + rates * (1 - interpolated)
 
     return scale
+
+
+STRETCHES: dict[str, Callable[..., Scaling]] = {"linear": linear, "llama3": llama3, "yarn": yarn}
+
+
+def stretched(base: float, stretch: Mapping[str, Any] | None = None, d_rotary: int | None = None) -> Rotary:
+    """Rotary positions as a config tells them: `stretch` is {"kind": one of STRETCHES, its arguments ...}, with `magnitude` for yarn."""
+    if stretch is None:
+        return Rotary(d_rotary, base)
+    how = dict(stretch)
+    kind, magnitude = how.pop("kind"), how.pop("magnitude", 1.0)
+    if kind not in STRETCHES:
+        raise ValueError(f"stretch={stretch}: the kind is one of {', '.join(STRETCHES)}")
+    if kind == "yarn":
+        how["base"] = base
+    return Rotary(d_rotary, base, STRETCHES[kind](**how), magnitude=magnitude)

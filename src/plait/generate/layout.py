@@ -6,23 +6,24 @@ from plait.core.heads import Tied
 from plait.core.linear import Linear, Packed
 from plait.core.model import Model
 
-ROWS = 64  # of a decoding step: sources times beams
+ROWS = 64  # of a decoding step with beams: sources times beams
+ENOUGH = 16  # rows from which on a packed weight is faster than one by columns (docs/log.md)
 LARGEST = 2**31  # bytes of weights; packed ones are a second copy, and large models should not need twice their memory
 
 
 @torch.no_grad()
-def for_few_rows(net: Model) -> Model:
+def for_few_rows(net: Model, rows: int = ROWS) -> Model:
     """Every `Linear` and tied output gets a packed copy of its weight (docs/log.md has what that brings); returns the same model.
 
-    Where packing is not to be had, `Linear` weights [out, in] are stored column by column: BLAS multiplies a few rows by a matrix that
-    lies so up to five times as fast, and many rows as fast as before.
+    Where that brings nothing (products of very few `rows`) or is not to be had, `Linear` weights [out, in] are stored column by column,
+    in no more memory: BLAS multiplies a few rows by a matrix that lies so up to five times as fast, and many rows as fast as before.
     """
     parts = [part for part in net.modules() if type(part) in (Linear, Tied)]
-    fits = sum(part.weight.nbytes for part in parts) <= LARGEST  # type: ignore[union-attr]
+    pays = rows >= ENOUGH and sum(part.weight.nbytes for part in parts) <= LARGEST  # type: ignore[union-attr]
     for part in parts:
         assert isinstance(part, Linear | Tied)
-        if fits and Packed.possible(part.weight):
-            part.packed = Packed(part.weight, ROWS)
+        if pays and Packed.possible(part.weight):
+            part.packed = Packed(part.weight, rows)
         elif isinstance(part, Linear):
             part.weight.data = part.weight.data.t().contiguous().t()
     return net

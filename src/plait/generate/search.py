@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,8 +10,10 @@ from torch import Tensor
 from plait.core.cache import Cache
 from plait.core.model import Model
 from plait.core.stream import Stream
+from plait.generate.constraints import Constraint
 from plait.generate.top import log_normaliser, top
 
+Stopping = bool | Literal["never"]  # Hugging Face's `early_stopping`
 Penalty = Callable[[int], float]  # length in tokens, end of sentence counted -> what the summed log-probability is divided by
 
 
@@ -47,15 +49,19 @@ def search(
     n_best: int = 1,
     penalty: Penalty | None = None,
     forbidden: Sequence[int] = (),
+    constraints: Sequence[Constraint] = (),
+    early_stopping: Stopping = "never",
     encoder: str = "encoder",
     decoder: str = "decoder",
     head: str = "lm",
 ) -> list[list[Hypothesis]]:
     """The `n_best` (at most `beams`) best answers for each of B source rows, best first.
 
-    `max_length` counts generated ids, the end included: one number or one a source. `forbidden` ids (padding, start) never occur.
-    A source is done when no running beam can still beat its `n_best`-th finished answer. Answers do not depend on what else is in the
-    batch, up to the rounding of the matrix products.
+    `max_length` counts generated ids, the end included: one number or one a source. `forbidden` ids (padding, start) never occur;
+    `constraints` see the start as the id of place 0. A source is done when no running beam can still beat its `n_best`-th finished
+    answer. The other rules of `early_stopping` are Hugging Face's: True stops at the first `beams` finished answers, False where the
+    best running beam, ended now, would not be among them. Answers do not depend on what else is in the batch, up to the rounding of
+    the matrix products.
     """
     if beams < 1 or not 1 <= n_best <= beams:
         raise ValueError(f"beams={beams}, n_best={n_best}: at least one beam is needed, and n_best at most as many")
@@ -64,7 +70,7 @@ def search(
     limits = [max_length] * rows if isinstance(max_length, int) else list(max_length)
     if len(limits) != rows:
         raise ValueError(f"{len(limits)} limits for {rows} sources: one number or one a source is needed")
-    state = Beams(limits, beams, n_best, penalty or gnmt(0.0 if beams == 1 else 0.6), start, end, memory.x.device)
+    state = Beams(limits, beams, n_best, penalty or gnmt(0.0 if beams == 1 else 0.6), start, end, memory.x.device, early_stopping)
     cache = Cache(max(limits, default=1))
     ids = torch.full((rows, 1), start, device=memory.x.device)  # the first step has one beam: the others would be its copies
     if 0 < len(state.active) < rows:  # a source that may have no token takes no part
@@ -72,7 +78,8 @@ def search(
     banned = torch.tensor(list(forbidden), dtype=torch.long, device=memory.x.device)
     while state.active:
         hidden = net.run(decoder, ids, {encoder: memory}, cache).x[:, -1]  # [rows, D]
-        parents, tokens, gone = state.advance(*candidates(net.heads[head](hidden), banned, 2 * beams))
+        scores, so_far = net.heads[head](hidden), state.so_far() if constraints else None
+        parents, tokens, gone = state.advance(*candidates(scores, banned, 2 * beams, constraints, so_far))
         if gone is not None:
             memory = kept(memory, gone)
             cache.keep_sources(gone)
@@ -89,25 +96,48 @@ def kept(memory: Stream, rows: Tensor) -> Stream:
     return memory.having(**{name: part[rows] for name, part in parts.items() if part is not None and part.ndim > 1})
 
 
-def candidates(scores: Tensor, banned: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k likeliest ids of each row of scores [N, V] (which are overwritten where banned): (log-probabilities, ids) [N, k]."""
+def candidates(
+    scores: Tensor, banned: Tensor, k: int, constraints: Sequence[Constraint] = (), so_far: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k likeliest ids of each row of scores [N, V] (which are overwritten): (log-probabilities, ids) [N, k]."""
     normaliser = log_normaliser(scores)  # over all ids: what is forbidden does not make the rest likelier
     if len(banned):
         scores[:, banned] = float("-inf")
-    values, ids = top(scores, k)
-    return values.sub_(normaliser), ids
+    if so_far is None:  # subtracted from k scores a row, not from all of them
+        values, ids = top(scores, k)
+        return values.sub_(normaliser), ids
+    scores.sub_(normaliser)
+    for constraint in constraints:
+        constraint(scores, so_far)
+    return top(scores, k)
 
 
 class Beams:
     """The running and finished beams of all sources. `active` are the sources still searched, in the order of the batch's rows."""
 
-    def __init__(self, limits: list[int], beams: int, n_best: int, penalty: Penalty, start: int, end: int, device: torch.device):
-        self.limits, self.beams, self.n_best, self.penalty, self.end = limits, beams, n_best, penalty, end
+    def __init__(
+        self,
+        limits: list[int],
+        beams: int,
+        n_best: int,
+        penalty: Penalty,
+        start: int,
+        end: int,
+        device: torch.device,
+        early_stopping: Stopping = "never",
+    ):
+        self.limits, self.beams, self.n_best, self.penalty, self.start, self.end = limits, beams, n_best, penalty, start, end
+        self.early_stopping = early_stopping
         self.active = [i for i, limit in enumerate(limits) if limit > 0]
         self.finished: list[list[Hypothesis]] = [[] if limit > 0 else [Hypothesis([], 0.0, 0.0, False)] for limit in limits]
         self.scores = torch.zeros(len(self.active), 1, device=device)  # [sources, beams] summed log-probabilities
         self.tokens = torch.empty(len(self.active), 1, 0, dtype=torch.long, device=device)  # [sources, beams, steps]
         self.length = 0
+
+    def so_far(self) -> Tensor:
+        """What each row of the decoder has read [rows, 1 + steps], the start first."""
+        ids = self.tokens.flatten(0, 1)
+        return torch.cat([ids.new_full((len(ids), 1), self.start), ids], 1)
 
     def advance(self, values: Tensor, tokens: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """One step from the 2K likeliest ids of each row: any beam has at most one ending, so that leaves K that go on.
@@ -151,13 +181,15 @@ class Beams:
         finished, limit = self.finished[source], self.limits[source]
         if self.length >= limit or best == float("-inf"):
             return True
-        if len(finished) < self.n_best:
+        wanted = self.n_best if self.early_stopping == "never" else self.beams
+        if len(finished) < wanted:
             return False
-        if self.beams == 1:  # greedy: the likeliest token was the end
+        if self.beams == 1 or self.early_stopping is True:  # greedy: the likeliest token was the end
             return True
-        worst = sorted((h.score for h in finished), reverse=True)[self.n_best - 1]
+        worst = sorted((h.score for h in finished), reverse=True)[wanted - 1]
         # log-probabilities only fall; the best a running beam can still reach is its sum over the kindest penalty ahead
-        return worst >= best / max(self.penalty(self.length), self.penalty(limit))
+        ahead = self.penalty(limit) if self.early_stopping == "never" else 0.0
+        return worst >= best / max(self.penalty(self.length), ahead)
 
     def retire(self, parent: Tensor, token: Tensor, running: int) -> tuple[Tensor | None, Tensor, Tensor | None]:
         best = self.scores.amax(1).tolist()

@@ -5,14 +5,29 @@ from typing import Any
 
 
 def place(name: str | Path) -> Path:
-    """The folder that a name means: a folder's own path, or a checkpoint of the zoo."""
-    from plait.hub.zoo import ZOO, folder_of
+    """The folder that a name means: a folder's own path, a checkpoint of the zoo, or a model of the Hugging Face Hub.
 
-    return folder_of(str(name)) if str(name) in ZOO and not Path(name).exists() else Path(name)
+    A path comes first. What looks like an id but lies beside something that is here, as `runs/mine` in a folder with `runs`, is a path.
+    """
+    from plait.hub import cache, zoo
+
+    path, text = Path(name), str(name)
+    if path.exists() or isinstance(name, Path):
+        return path
+    if text in zoo.ZOO:
+        return zoo.folder_of(text)
+    if cache.ID.fullmatch(text):
+        return path if path.parent.exists() and not cache.cached(*text.partition("@")[::2]) else cache.folder_of(text)
+    if path.name == text and not path.suffix:
+        raise zoo.unknown(text)
+    return path
 
 
 def load(name: str | Path, device: str = "cpu") -> Any:
-    """A run folder, a released checkpoint's folder or a name of the zoo, opened: call it to let it do its task."""
+    """A run folder, a released checkpoint's folder, a name of the zoo or an id of the Hugging Face Hub (`org/name`, `org/name@revision`).
+
+    What is returned is called to let it do its task.
+    """
     from plait.hub.checkpoints import is_checkpoint, open_checkpoint
     from plait.hub.runs import open_run
 

@@ -11,8 +11,11 @@ from plait import models
 from plait.core.model import Model
 from plait.errors import InputError, choices
 from plait.generate.layout import for_few_rows
+from plait.hub.ctranslate2_folder import FILE as CTRANSLATE2
+from plait.hub.ctranslate2_folder import ctranslate2_parts
 from plait.hub.encoders import ENCODERS
 from plait.hub.languages import LanguageModel
+from plait.hub.pairs import SequenceModel
 from plait.hub.ready import Parts, Ready
 from plait.text.gguf_tokens import gguf_tokenizer
 from plait.text.loading import load_pair
@@ -28,7 +31,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.sp
 
 def is_checkpoint(place: Path) -> bool:
     """Whether it is a GGUF, or a folder whose config.json is another's: it names a `model_type`, which ours do not have."""
-    if gguf_of(place) is not None:
+    if gguf_of(place) is not None or (place / CTRANSLATE2).is_file():
         return True
     try:
         raw = json.loads((place / "config.json").read_text(encoding="utf-8"))
@@ -47,10 +50,10 @@ def gguf_of(place: Path) -> Path | None:
 
 def open_parts(place: Path) -> Parts:
     """A checkpoint with everything that was made of its files; InputError says what is wrong with them."""
+    if (place / CTRANSLATE2).is_file():
+        return ctranslate2_parts(place)
     net, certificate, settings, raw = open_net(place)
     limit = getattr(settings, "max_length", None)
-    if limit is not None:
-        limit -= getattr(settings, "first_position", 0)  # rows of RoBERTa's table before the first
     if gguf_of(place) is not None:
         one = gguf_tokenizer(raw)
         tokenizers, generation = (one, one), {}
@@ -70,7 +73,9 @@ def open_checkpoint(place: Path, device: str = "cpu") -> Ready:
     kind = kind_of(parts.net)
     if kind is None:
         raise InputError(f"{place}: loads, but what a model of its kind does is not built yet; `plait check` shows it")
-    for_few_rows(parts.net.to(device))
+    parts.net.to(device)
+    if kind.few_rows is not None:
+        for_few_rows(parts.net, kind.few_rows)
     return kind(parts)
 
 
@@ -78,37 +83,39 @@ def kind_of(net: Model) -> type[Ready] | None:
     """What a model does, seen from its towers and its head."""
     if net.towers == ("decoder",):
         return LanguageModel
+    if net.towers == ("encoder", "decoder"):
+        return SequenceModel
     return ENCODERS.get(next(iter(net.heads), "none")) if net.towers == ("encoder",) else None
 
 
 def open_net(place: Path) -> tuple[Model, Certificate, Any, dict[str, Any]]:
     """(the model with the checkpoint's weights, what the load proved, its page's settings, config.json or a GGUF's metadata)"""
     file = gguf_of(place)
-    if file is not None:
-        source = open_source(file)
+    where = place / "config.json" if file is None else file
+    if file is None and not where.exists():
+        raise InputError(f"{where}: is not there; expected {EXPECTED}")
+    raw = read_object(where, EXPECTED) if file is None else {}
+    page = _page_of(raw, where) if file is None else None
+    source = open_source(file or place)
+    if page is None:
         raw = dict(source.metadata)
-        page = _page_of_gguf(raw, file)
-        where, read = file, lambda: page.gguf_config(raw, source.shapes())
-    else:
-        where = place / "config.json"
-        if not where.exists():
-            raise InputError(f"{where}: is not there; expected {EXPECTED}")
-        raw = read_object(where, EXPECTED)
-        page = _page_of(raw, where)
-        read = lambda: page.Config(**keys.read(page.KEYS, raw))  # noqa: E731
+        page = _page_of_gguf(raw, where)
     try:
-        settings = read()
+        if file is None:
+            settings = page.Config(**keys.read(page.KEYS, raw))
+            if hasattr(page, "fitted"):
+                settings = page.fitted(settings, source.shapes())
+            rules, dtype = page.rules(settings) if hasattr(page, "rules") else page.RULES, None
+        else:
+            settings = page.gguf_config(raw, source.shapes())
+            rules, dtype = page.gguf_rules(settings, raw["general.architecture"]), torch.float32
         with torch.device("meta"):
             net = page.build(settings)
     except InputError as error:
         raise InputError(f"{where}: {error.message}", error.faults) from None
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{where}: {error}") from None
-    if file is not None:
-        certificate = table.load(net, source, page.gguf_rules(settings, raw["general.architecture"]), dtype=torch.float32)
-    else:
-        certificate = table.load(net, open_source(place), page.rules(settings) if hasattr(page, "rules") else page.RULES)
-    return net.eval(), certificate, settings, raw
+    return net.eval(), table.load(net, source, rules, dtype=dtype), settings, raw
 
 
 def _page_of(raw: dict[str, Any], path: Path) -> ModuleType:
@@ -128,7 +135,7 @@ def _page_of_gguf(metadata: dict[str, Any], path: Path) -> ModuleType:
 
 def _check_vocabulary(place: Path, net: Model, tokenizers: tuple[LoadedTokenizer, LoadedTokenizer]) -> None:
     for tower, tokenizer in zip((net.towers[0], net.towers[-1]), tokenizers, strict=True):
-        rows = net.get_submodule(f"{tower}.embed.tokens").weight.shape[0]  # type: ignore[index]
+        rows = net.get_submodule(f"{tower}.embed").tokens.weight.shape[0]  # a part that another tower owns is no submodule
         if tokenizer.vocab_size > rows:
             raise InputError(
                 f"{place}: its tokenizer has {tokenizer.vocab_size} tokens, its embedding {rows} rows: one of the files was exchanged"

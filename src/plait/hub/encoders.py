@@ -1,15 +1,18 @@
-"""Encoders that are ready: one vector a text, and the likeliest words behind a mask."""
+"""Encoders that are ready: vectors of texts, and the likeliest words behind a mask."""
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from plait.errors import InputError, choices
+from plait.hub.labels import AnswerModel, ClassifyModel, TagModel
 from plait.hub.ready import Parts, Ready, Row
-from plait.tasks.encoding import Embedder, MaskFiller, Pooling
+from plait.tasks.encoding import Embedder, MaskFiller, Pooling, nearest
 from plait.text.special import read_object
 
 
@@ -20,18 +23,37 @@ class EmbeddingModel(Ready):
 
     def __init__(self, parts: Parts):
         super().__init__(parts)
-        self.embed = Embedder(self.net, self.tokenizer, self.max_length or 512, pooling_of(parts.folder))
+        self.pooling = pooling_of(parts.folder)
+        self._held: tuple[tuple[str, ...], np.ndarray] = ((), np.zeros((0, 0), dtype=np.float32))  # what was compared with last
+
+    @cached_property
+    def embed(self) -> Embedder:
+        return Embedder(self.net, self.tokenizer, self.max_length, self.pooling)
 
     def __call__(self, text: str | Sequence[str]) -> Any:
         return self.embed([text])[0] if isinstance(text, str) else self.embed(text)
 
+    def similar(self, queries: str | Sequence[str], texts: Sequence[str], n_best: int = 5) -> Any:
+        """The `n_best` of `texts` for each query, nearest by cosine first; vectors of the same texts are made once."""
+        if isinstance(queries, str):
+            return self.similar([queries], texts, n_best)[0]
+        if not texts:
+            raise InputError("there are no texts to compare with; give at least one")
+        if self._held[0] != tuple(texts):
+            self._held = (tuple(texts), self.embed(texts))
+        return nearest(self.embed(queries), self._held[1], texts, n_best)
+
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden
 
-    def rows(self, texts: Sequence[str], first: int = 1) -> list[Row]:
-        """(line, JSON) of each text, for the command line."""
-        vectors = self.embed(texts)
-        return [(" ".join(f"{x:.6g}" for x in v), {"embedding": [float(x) for x in v]}) for v in vectors]
+    def rows(self, texts: Sequence[str], first: int = 1, similar: Sequence[str] | None = None, n_best: int | None = None) -> list[Row]:
+        """(line, JSON) of each text, for the command line: its vector, or which of the texts `similar` are nearest."""
+        if similar is not None:
+            ranked = self.similar(texts, similar, n_best or 5)
+            return [("\n".join(f"{f.score:.4f}\t{f.text}" for f in one), {"similar": [vars(f) for f in one]}) for one in ranked]
+        if n_best is not None:
+            raise InputError(f"n_best {n_best}: a text has one vector; n_best goes with texts to compare it with (--similar FILE)")
+        return [(" ".join(f"{x:.6g}" for x in v), {"embedding": [float(x) for x in v]}) for v in self.embed(texts)]
 
 
 class MaskModel(Ready):
@@ -39,9 +61,9 @@ class MaskModel(Ready):
 
     task = "fill-mask"
 
-    def __init__(self, parts: Parts):
-        super().__init__(parts)
-        self.fill = MaskFiller(self.net, self.tokenizer, self.max_length or 512)
+    @cached_property
+    def fill(self) -> MaskFiller:
+        return MaskFiller(self.net, self.tokenizer, self.max_length)
 
     def __call__(self, text: str | Sequence[str], n_best: int = 1) -> Any:
         found = self.fill([text] if isinstance(text, str) else text, n_best)
@@ -56,7 +78,14 @@ class MaskModel(Ready):
         return rows
 
 
-ENCODERS: dict[str, type[Ready]] = {"mlm": MaskModel, "pool": EmbeddingModel, "none": EmbeddingModel}  # by the name of the head
+ENCODERS: dict[str, type[Ready]] = {  # by the name of the head
+    "mlm": MaskModel,
+    "pool": EmbeddingModel,
+    "none": EmbeddingModel,
+    "classify": ClassifyModel,
+    "tag": TagModel,
+    "answer": AnswerModel,
+}
 
 
 def pooling_of(folder: Path) -> Pooling:

@@ -40,6 +40,7 @@ class Ready:
     """
 
     task = ""
+    few_rows: int | None = None  # of its products while it generates; None where they have many rows, as an encoder's do
 
     def __init__(self, parts: Parts):
         self.parts, self.net = parts, parts.net
@@ -60,6 +61,27 @@ class Ready:
         if self.parts.tokenizers is None:
             raise InputError(f"{self.parts.folder}: has no tokenizer, so this model takes ids, not texts; add the tokenizer's files")
         return self.parts.tokenizers
+
+    def told(self) -> str:
+        """The certificate: what the load proved of the weights, and how texts are prepared, as the checkpoint says."""
+        pairs = [("task", self.task), *self.preparation().items()]
+        return "\n".join([str(self.certificate), *(f"  {name:8} {text}" for name, text in pairs)])
+
+    def preparation(self) -> dict[str, str]:
+        """Name -> what is done to an input before the model sees it."""
+        limit = "any number of tokens" if self.max_length is None else f"at most {self.max_length:,} tokens"
+        if self.parts.tokenizers is None:
+            return {"input": f"ids, there is no tokenizer; {limit}"}
+        tokenizer, target = self.parts.tokenizers
+        kind = f"{type(tokenizer.backend.model).__name__}, {tokenizer.vocab_size:,} tokens"
+        before, after = (" ".join(tokenizer.tokens(ids)) for ids in tokenizer.added())
+        found = {"input": f"{kind}; {' '.join(filter(None, [before, 'text', after]))}; {limit}"}
+        if target is not tokenizer:
+            found["output"] = f"{type(target.backend.model).__name__}, {target.vocab_size:,} tokens"
+        found["special"] = ", ".join(f"{role} {token}" for role, token in tokenizer.special.roles.items()) or "none named"
+        if tokenizer.chat_template:
+            found["chat"] = f"a template of {len(tokenizer.chat_template.splitlines())} lines"
+        return found
 
     def encode(self, text: str) -> list[int]:
         """Ids as the model reads them, special tokens included; "[MASK]" and the like in the text stand for those tokens."""

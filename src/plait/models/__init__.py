@@ -5,17 +5,20 @@ from types import ModuleType
 from typing import Any
 
 from plait.core.model import Model
-from plait.models import albert, bart, bert, gpt2, llama, modern, t5, vaswani
+from plait.models import albert, bart, bert, distilbert, gpt2, llama, modern, neox, roberta, t5, vaswani
 
 PAGES: dict[str, ModuleType] = {
     "vaswani": vaswani,
     "modern": modern,
     "bert": bert,
+    "roberta": roberta,
+    "distilbert": distilbert,
     "albert": albert,
     "t5": t5,
     "bart": bart,
     "gpt2": gpt2,
     "llama": llama,
+    "neox": neox,
 }
 
 

@@ -13,8 +13,9 @@ from plait.core.model import Model, Tower
 from plait.core.norms import LayerNorm
 from plait.core.positions import Learned
 from plait.core.residual import Post
-from plait.models.bert import POSITIONS, SIZES, head, heads_of
-from plait.weights.rules import Entry, Keys, activation, drop, fixed, key, prefix, rule, tie
+from plait.models.bert import POSITIONS, SIZES, filling_rules, head, heads_of
+from plait.models.bert import fitted as fitted  # as of BERT's page
+from plait.weights.rules import Entry, Keys, activation, drop, fixed, key, prefix, rule
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,6 @@ ENCODER: list[Entry] = [
 POOLER = "albert.pooler.{w}"
 HEADS: dict[str, list[Entry]] = {
     "mlm": [
-        rule("predictions.dense.{w}", "heads.mlm.dense.{w}"),
-        rule("predictions.LayerNorm.{w}", "heads.mlm.norm.{w}"),
-        rule("predictions.bias", "heads.mlm.scores.bias"),
-        tie("predictions.decoder.weight", "albert.embeddings.word_embeddings.weight"),
-        tie("predictions.decoder.bias", "predictions.bias"),
         drop(POOLER, "of sentence order, which filling masks does not use"),
         drop("sop_classifier.classifier.{w}", "of sentence order, which filling masks does not use"),
     ],
@@ -112,10 +108,9 @@ HEADS: dict[str, list[Entry]] = {
 
 def rules(c: Config) -> list[Entry]:
     """The table of Hugging Face's names for a model of this config."""
-    if c.head == "mlm" and not c.tie:
-        unused = drop("predictions.bias", "not used by an untied output, which has a bias of its own")
-        return [*ENCODER, *HEADS["mlm"][:2], rule("predictions.decoder.{w}", "heads.mlm.scores.{w}"), unused, *HEADS["mlm"][5:]]
-    return [*ENCODER, *HEADS[c.head]]
+    tokens = "albert.embeddings.word_embeddings.weight"
+    filling = filling_rules("predictions.", "predictions.dense", "predictions.LayerNorm", tokens, c.tie) if c.head == "mlm" else []
+    return [*ENCODER, *filling, *HEADS[c.head]]
 
 
 KEYS = (

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from plait.core.attention import Attention, CrossAttention
 from plait.core.blocks import body, each
@@ -16,10 +17,10 @@ from plait.core.heads import Tied
 from plait.core.masks import causal
 from plait.core.model import Model, Tower
 from plait.core.norms import LayerNorm
-from plait.core.positions import Learned, Sinusoid
+from plait.core.positions import Learned, Sinusoid, sinusoid
 from plait.core.residual import Post
 from plait.core.stream import Lent
-from plait.weights.rules import Entry, Keys, activation, drop, fixed, group, key, row, rule, tie
+from plait.weights.rules import Entry, Keys, activation, computed, fixed, group, key, row, rule, tie
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ class Config:
     dropout: float = 0.1
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
+
+    def __post_init__(self):
+        same = {"n_decoder_heads": self.n_heads, "n_decoder_layers": self.n_layers, "d_decoder_ff": self.d_ff}
+        for ours, size in same.items():
+            if getattr(self, ours) is None:  # as in the encoder; a config.json has to say it
+                object.__setattr__(self, ours, size)
 
 
 OPUS = dict(positions="sinusoid", scale_embedding=True, activation="silu", d_model=512, n_heads=8, d_ff=2048, max_length=512)
@@ -88,12 +95,15 @@ def build(c: Config) -> Model:
     return Model({"lm": Tied(target, bias=True)}, encoder=Tower(embed(tokens), encoder), decoder=Tower(embed(target), decoder))
 
 
-COMPUTED = "the sinusoids, which are computed here"
 STEPS = {"encoder": {"self_attn": "self_attn"}, "decoder": {"self_attn": "self_attn", "cross_attn": "encoder_attn"}}
 
 
 def rules(c: Config) -> list[Entry]:
     """The table of Hugging Face's names for a model of this config."""
+
+    def sinusoids() -> Tensor:
+        return sinusoid(torch.arange(c.max_length), c.d_model, layout="halves")
+
     table: list[Entry] = [rule("final_logits_bias", "heads.lm.bias", row)]
     if c.target_vocab is None:
         table.append(rule("model.shared.weight", "encoder.embed.tokens.weight"))
@@ -115,7 +125,7 @@ def rules(c: Config) -> list[Entry]:
             table.append(rule(f"model.{side}.embed_positions.weight", f"{side}.embed.positions.weight"))
             table.append(rule(f"model.{side}.layernorm_embedding.{{w}}", f"{side}.embed.norm.part.{{w}}"))
         else:
-            table.append(drop(f"model.{side}.embed_positions.weight", COMPUTED))
+            table.append(computed(f"model.{side}.embed_positions.weight", sinusoids, "the sinusoids of all positions"))
     return table
 
 
@@ -176,7 +186,12 @@ def _positions(kind: str):
 KEYS = (
     Keys(
         "bart",
-        [key("vocab_size", "vocab_size", 50265), _positions("learned"), *ENTRIES],
+        [
+            key("vocab_size", "vocab_size", 50265),
+            group((), lambda raw: {"target_vocab": None}, lambda c: {}),
+            _positions("learned"),
+            *ENTRIES,
+        ],
         ignored=UNREAD,
         extra={"architectures": ["BartForConditionalGeneration"], "is_encoder_decoder": True},
     ),

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from torch import nn
-
+from plait.core import init
 from plait.core.attention import Attention
 from plait.core.blocks import PerLayer, body, each
 from plait.core.embeddings import Dropped, Embed, Tokens
@@ -80,11 +79,11 @@ def started(net: Model) -> None:
     """Normal of deviation 0.02, what ends a block smaller by sqrt(number of residual steps) (section 2.3)."""
     ends = list(matching(net, "o_proj.weight", "down_proj.weight"))
     for _, p in matching(net, "q_proj.weight", "k_proj.weight", "v_proj.weight", "up_proj.weight", "tokens.weight", "positions.weight"):
-        nn.init.normal_(p, std=0.02)
+        init.normal_(p, std=0.02)
     for _, p in ends:
-        nn.init.normal_(p, std=0.02 / math.sqrt(len(ends)))
+        init.normal_(p, std=0.02 / math.sqrt(len(ends)))
     if isinstance(head := net.heads["lm"], Linear):
-        nn.init.normal_(head.weight, std=0.02)
+        init.normal_(head.weight, std=0.02)
 
 
 BLOCK = "decoder.blocks.{i}."

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from torch import nn
-
+from plait.core import init
 from plait.core.attention import Attention
 from plait.core.blocks import PerLayer, body, each
 from plait.core.embeddings import Embed, Tokens
@@ -18,7 +17,8 @@ from plait.core.masks import Mask, Window, causal
 from plait.core.model import Model, Tower, matching
 from plait.core.norms import RMSNorm
 from plait.core.residual import Pre
-from plait.core.rotary import Rotary, linear, llama3, yarn
+from plait.core.rotary import stretched
+from plait.models import llama_gguf
 from plait.weights.rules import Entry, Keys, activation, drop, fixed, group, halves, key, prefix, rope, rule, tie
 
 
@@ -83,7 +83,7 @@ def build(c: Config) -> Model:
     d, norm, windows = c.d_model, partial(RMSNorm, c.d_model, c.norm_eps), c.window
     if isinstance(windows, list) and len(windows) != c.n_layers:
         raise ValueError(f"window has {len(windows)} entries for {c.n_layers} layers: give one number, or one for each layer")
-    turning = rotary(c)
+    turning = stretched(c.rope_base, c.stretch)
 
     def mask(layer: int) -> Mask:
         window = windows[layer] if isinstance(windows, list) else windows
@@ -111,31 +111,16 @@ def build(c: Config) -> Model:
     return Model({"lm": lm}, started, decoder=Tower(Embed(tokens=tokens), blocks, norm()))
 
 
-STRETCHES = {"linear": linear, "llama3": llama3, "yarn": yarn}
-
-
-def rotary(c: Config) -> Rotary:
-    if c.stretch is None:
-        return Rotary(base=c.rope_base)
-    how = dict(c.stretch)
-    kind, magnitude = how.pop("kind"), how.pop("magnitude", 1.0)
-    if kind not in STRETCHES:
-        raise ValueError(f"stretch={c.stretch}: the kind is one of {', '.join(STRETCHES)}")
-    if kind == "yarn":
-        how["base"] = c.rope_base
-    return Rotary(base=c.rope_base, scaling=STRETCHES[kind](**how), magnitude=magnitude)
-
-
 def started(net: Model) -> None:
     """Normal of deviation 0.02, what ends a block smaller by sqrt(number of residual steps), as GPT-2's page."""
     ends = list(matching(net, "o_proj.weight", "down_proj.weight"))
     inner = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight", "tokens.weight")
     for _, p in matching(net, *inner):
-        nn.init.normal_(p, std=0.02)
+        init.normal_(p, std=0.02)
     for _, p in ends:
-        nn.init.normal_(p, std=0.02 / math.sqrt(len(ends)))
+        init.normal_(p, std=0.02 / math.sqrt(len(ends)))
     if isinstance(head := net.heads["lm"], Linear):
-        nn.init.normal_(head.weight, std=0.02)
+        init.normal_(head.weight, std=0.02)
 
 
 LAYER, BLOCK = "model.layers.{i}.", "decoder.blocks.{i}."
@@ -153,7 +138,7 @@ RULES = (
 )
 
 
-GGUF = ("llama", "qwen2")  # what `general.architecture` of a GGUF calls models of this page
+GGUF = llama_gguf.ARCHITECTURES
 
 
 def gguf_rules(c: Config, architecture: str = "llama") -> tuple[Entry, ...]:
@@ -175,26 +160,17 @@ def gguf_rules(c: Config, architecture: str = "llama") -> tuple[Entry, ...]:
 
 
 def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> Config:
-    """The settings in a GGUF's metadata; `names` are its tensors (without `output.weight` the output is tied).
+    """The settings in a GGUF's metadata; `names` are its tensors, which say what is tied and what has a bias.
 
-    Raises `ValueError` naming every key that is missing or not understood.
+    Raises one `InputError` with every key that is missing or not understood.
     """
-    kind = metadata.get("general.architecture")
-    sizes = {"block_count": "n_layers", "context_length": "max_length", "embedding_length": "d_model", "feed_forward_length": "d_ff"}
-    sizes |= {"attention.head_count": "n_heads", "attention.head_count_kv": "n_kv_heads", "attention.layer_norm_rms_epsilon": "norm_eps"}
-    settings: dict[str, Any] = {ours: metadata.get(f"{kind}.{theirs}") for theirs, ours in sizes.items()}
-    missing = [f"{kind}.{theirs}" for theirs, ours in sizes.items() if settings[ours] is None and ours != "n_kv_heads"]
-    odd = sorted(key for key in metadata if key.startswith(f"{kind}.rope.scaling") or key == f"{kind}.attention.sliding_window")
-    d_head = metadata.get(f"{kind}.attention.key_length", (settings["d_model"] or 0) // (settings["n_heads"] or 1))
-    if metadata.get(f"{kind}.rope.dimension_count", d_head) != d_head:
-        odd.append(f"{kind}.rope.dimension_count")
-    vocabulary = metadata.get(f"{kind}.vocab_size", len(metadata.get("tokenizer.ggml.tokens", ())))
-    if missing or odd or kind not in ("llama", "qwen2") or not vocabulary:
-        raise ValueError(f"architecture {kind!r} (llama and qwen2 are read); missing: {missing}; not understood: {odd}")
-    base = metadata.get(f"{kind}.rope.freq_base", 10000.0)
-    bias = "qkv" if "blk.0.attn_q.bias" in names else ""
-    settings["norm_eps"] = float(f"{settings['norm_eps']:.6g}")  # stored in float32
-    return Config(vocab_size=vocabulary, d_head=d_head, rope_base=base, bias=bias, tie="output.weight" not in names, **settings)
+    return Config(**llama_gguf.settings(metadata, names))
+
+
+def gguf_metadata(c: Config) -> dict[str, Any]:
+    """The keys in which a GGUF says these settings. Raises `InputError` with what none of its architectures can say."""
+    whole = replace(c, d_head=c.d_head or c.d_model // c.n_heads, n_kv_heads=c.n_kv_heads or c.n_heads)
+    return llama_gguf.metadata(asdict(whole))
 
 
 # ---- config.json ----

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from torch import nn
-
+from plait.core import init
 from plait.core.attention import Attention, CrossAttention
 from plait.core.blocks import body, each
 from plait.core.embeddings import Dropped, Each, Embed, Tokens
@@ -86,10 +85,10 @@ def build(c: Config) -> Model:
 def started(net: Model) -> None:
     """Weights of variance 1 / d_in inside, zero where a block ends, small at the output; embeddings (normed at once) of variance 1."""
     for _, p in matching(net, "q_proj.weight", "k_proj.weight", "v_proj.weight", "up_proj.weight"):
-        nn.init.normal_(p, std=1 / math.sqrt(p.shape[1]))
+        init.normal_(p, std=1 / math.sqrt(p.shape[1]))
     for _, p in matching(net, "embed.tokens.weight"):
-        nn.init.normal_(p)
+        init.normal_(p)
     for _, p in matching(net, "o_proj.weight", "down_proj.weight"):
-        nn.init.zeros_(p)
+        init.zeros_(p)
     if isinstance(head := net.heads["lm"], Linear):
-        nn.init.normal_(head.weight, std=0.02)
+        init.normal_(head.weight, std=0.02)

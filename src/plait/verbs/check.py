@@ -14,7 +14,11 @@ class Check:
 
     def run(self) -> str:
         """The certificate; InputError with all faults where the files are not the model they say."""
+        from plait.errors import InputError
         from plait.hub import place
-        from plait.hub.checkpoints import open_net
+        from plait.hub.checkpoints import is_checkpoint, open_checkpoint
 
-        return str(open_net(place(self.model))[1])
+        folder = place(self.model)
+        if not is_checkpoint(folder):
+            raise InputError(f"{folder}: is no released checkpoint (a folder whose config.json has a model_type, or a GGUF)")
+        return open_checkpoint(folder).told()

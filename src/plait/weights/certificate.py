@@ -13,13 +13,24 @@ class Tied:
 
 
 @dataclass(frozen=True)
+class Made:
+    """A tensor of the file that the model computes: found equal bit for bit (`exact`), else within one rounding of its dtype."""
+
+    what: str
+    dtype: str
+    exact: bool
+
+
+@dataclass(frozen=True)
 class Certificate:
-    """Every tensor of the file is in exactly one of `claimed`, `ties` and `dropped`; every parameter of the model was filled once."""
+    """Every tensor of the file is in exactly one of `claimed`, `ties`, `dropped` and `computed`; every parameter was filled once."""
 
     path: str
     claimed: dict[str, tuple[str, ...]]  # the file's names, in its order -> the parameters that were filled from it
     ties: dict[str, Tied] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)  # name -> why
+    computed: dict[str, Made] = field(default_factory=dict)
+    order: tuple[str, ...] = ()  # every name of the file, as they stand there
     dtypes: dict[str, int] = field(default_factory=dict)  # as read -> how many of the claimed tensors
     cast: str | None = None  # what they were converted to; None: kept as read, so that export gives the file's bits back
     bare: str = ""  # the prefix of the table that this file's names lack
@@ -36,6 +47,10 @@ class Certificate:
             "instead": "the only one of the two in the file",
         }
         lines += [f"  tied     {name} = {tied.of} ({how[tied.found]})" for name, tied in self.ties.items()]
+        lines += [
+            f"  computed {name}: {made.what}, {'equal bit for bit' if made.exact else f'equal within one rounding of {made.dtype}'}"
+            for name, made in self.computed.items()
+        ]
         for why, count in Counter(self.dropped.values()).items():
             first = next(name for name, reason in self.dropped.items() if reason == why)
             lines.append(f"  dropped  {first}{f' and {count - 1} like it' if count > 1 else ''}: {why}")

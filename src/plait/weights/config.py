@@ -1,6 +1,7 @@
 """A `config.json` of others as settings of ours, and back: a key that changes the computation and is not understood is an error."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,14 +179,24 @@ def read(tables: Iterable[Keys], raw: Mapping[str, Any], ignore: Collection[str]
 def write(tables: Iterable[Keys], settings: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The config.json of the first `model_type` that can say all these settings; keys of `like` that are not ours are kept.
 
+    Where `like` says these settings already, it is given back as it stands: a setting may have several names.
     Settings that no config has (dropout where the reference has none) must have the value that reading gives back, else `InputError`.
     """
-    faults: list[str] = []
+    tables, faults = list(tables), list[str]()
+    with suppress(InputError):  # not understood: then it is not what these settings came from
+        if like is not None and all(settings.get(name) == value for name, value in read(tables, like).items()):
+            return dict(like)
     for table in tables:
         raw: dict[str, Any] = {"model_type": table.model_type, **(table.extra or {})}
-        try:
-            for entry in table.entries:
+        before = len(faults)
+        for entry in table.entries:
+            try:
                 raw |= entry.write(settings)
+            except ValueError as problem:
+                faults.append(f"{table.model_type}: {problem}")
+        if len(faults) > before:
+            continue
+        try:
             back = read([table], raw)
         except ValueError as problem:
             faults.append(f"{table.model_type}: {problem}")

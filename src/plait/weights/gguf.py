@@ -1,11 +1,10 @@
 """GGUF files of versions 2 and 3: keys and places at once, a tensor when it is asked for, quantised ones as float32.
 
-The formats of the blocks are those of ggml-quants.h and the file's is docs/gguf.md, both of the ggml project; `d` is a block's scale and
-`m` its minimum, as they are called there.
+The format is that of docs/gguf.md of the ggml project.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -14,30 +13,14 @@ import torch
 from torch import Tensor
 
 from plait.errors import InputError
+from plait.weights.gguf_blocks import BLOCKS, PLAIN, READ, type_name, unpacked
 from plait.weights.safetensors_file import INT64, FileBytes, known, overlaps, reason, shown
 
 HEADER_LIMIT = 2**26  # bytes; a vocabulary of 256k tokens with its merges takes about 20 million
 MOST_DIMS = 4  # GGML_MAX_DIMS
 NESTING = 4  # of arrays in arrays; the format sets no limit, and nobody writes more than two
-CHUNK = 2**14  # blocks unpacked at a time: a few MB of intermediate results, whatever the tensor's size
 STRING, ARRAY, BOOL = 8, 9, 7
 SCALARS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", BOOL: "u1", 10: "<u8", 11: "<i8", 12: "<f8"}
-
-# Types whose tensors are as torch holds them.
-PLAIN = {
-    0: ("F32", torch.float32),
-    1: ("F16", torch.float16),
-    24: ("I8", torch.int8),
-    25: ("I16", torch.int16),
-    26: ("I32", torch.int32),
-    27: ("I64", torch.int64),
-    28: ("F64", torch.float64),
-    30: ("BF16", torch.bfloat16),
-}
-# Types that are known and not read, so that an error can name them; 4, 5, 31 to 33 and 36 to 38 were withdrawn.
-UNREAD = dict(zip((9, 10, 11, *range(15, 24), 29, 34, 35, 39), (
-    "Q8_1 Q2_K Q3_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ2_S IQ4_XS IQ1_M TQ1_0 TQ2_0 MXFP4".split()
-)))  # fmt: skip
 
 
 class Place(NamedTuple):
@@ -50,7 +33,8 @@ class Place(NamedTuple):
 class GgufFile:
     """One GGUF file. `metadata` are its keys with Python's values, arrays as lists; `types` each tensor's type of storage.
 
-    Shapes are in torch's order, the reverse of the file's. A model split over several GGUF files is not put together.
+    `key_types` says as what types of the format each key is stored: its own and, for an array, that of what it holds. Shapes are in
+    torch's order, the reverse of the file's. A model split over several GGUF files is not put together.
     """
 
     def __init__(self, path: str | Path):
@@ -62,6 +46,7 @@ class GgufFile:
             with open(self.path, "rb") as file:
                 cursor = Cursor(file, self._bytes.size)
                 self.metadata, self._places = self._header(cursor)
+                self.key_types: Mapping[str, tuple[int, ...]] = cursor.types
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({reason(error)}); check the disk and who may read the file") from None
         except ValueError as error:
@@ -75,9 +60,13 @@ class GgufFile:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: place.shape for name, place in self._places.items()}
 
-    def read(self, name: str) -> Tensor:
+    def raw(self, name: str) -> Tensor:
+        """A tensor's bytes as they are stored, uint8: the packed blocks of a quantised one."""
         place = known(self.path, self._places, name)
-        data = self._bytes.read(place.start, place.count)
+        return self._bytes.read(place.start, place.count)
+
+    def read(self, name: str) -> Tensor:
+        place, data = known(self.path, self._places, name), self.raw(name)
         if place.type in PLAIN:
             return data.view(PLAIN[place.type][1]).reshape(place.shape)
         return torch.from_numpy(unpacked(data.numpy(), place.type)).reshape(place.shape)
@@ -96,7 +85,7 @@ class GgufFile:
             if key in metadata:
                 self._faults.append(f"the key {shown(key)} stands there twice")
             try:
-                metadata[key] = cursor.value(cursor.number("<u4"))
+                metadata[key] = cursor.keyed(key)
             except ValueError as error:
                 raise ValueError(f"the key {shown(key)} at byte {at}: {error}") from None
         if (parts := metadata.get("split.count", 1)) not in (0, 1):
@@ -148,6 +137,7 @@ class Cursor:
 
     def __init__(self, file: BinaryIO, size: int):
         self.file, self.end, self.at = file, min(size, HEADER_LIMIT), 0
+        self.types: dict[str, tuple[int, ...]] = {}
 
     def take(self, count: int) -> bytes:
         if count > self.end - self.at or len(data := self.file.read(count)) < count:
@@ -164,6 +154,16 @@ class Cursor:
             return self.take(self.number("<u8")).decode("utf-8")
         except UnicodeDecodeError:
             raise ValueError(f"the text at byte {at} is not UTF-8") from None
+
+    def keyed(self, key: str) -> Any:
+        """A key's value, its type kept in `types`."""
+        of_type = self.number("<u4")
+        if of_type != ARRAY:
+            self.types[key] = (of_type,)
+            return self.value(of_type)
+        of_each = self.number("<u4")
+        self.types[key] = (ARRAY, of_each)
+        return self.values(of_each, self.number("<u8"), 1)
 
     def value(self, of_type: int, depth: int = 0) -> Any:
         if of_type == ARRAY:
@@ -184,99 +184,3 @@ class Cursor:
         if depth > NESTING:
             raise ValueError(f"arrays lie in arrays more than {NESTING} deep")
         return [self.value(of_type, depth) for _ in range(count)]
-
-
-def type_name(of_type: int) -> str:
-    if of_type in PLAIN or of_type in BLOCKS:
-        return PLAIN[of_type][0] if of_type in PLAIN else BLOCKS[of_type][0]
-    return UNREAD.get(of_type, f"the type with number {of_type}, which is not known,")
-
-
-# ---- blocks into float32: each takes [blocks, bytes] and gives what reshapes to [blocks, elements] ----
-
-
-def unpacked(data: np.ndarray, of_type: int) -> np.ndarray:
-    """The float32 values of a tensor of blocks, flat. Whatever the bits, these are values: a scale may also be infinite."""
-    _, size, per, unpack = BLOCKS[of_type]
-    blocks = data.reshape(-1, size)
-    out = np.empty((len(blocks), per), np.float32)
-    with np.errstate(all="ignore"):
-        for at in range(0, len(blocks), CHUNK):
-            part = blocks[at : at + CHUNK]
-            out[at : at + CHUNK] = unpack(part).reshape(len(part), per)
-    return out.reshape(-1)
-
-
-def halves(b: np.ndarray) -> np.ndarray:
-    """Pairs of bytes as float16, given as float32."""
-    return np.ascontiguousarray(b).view("<f2").astype(np.float32)
-
-
-def nibbles(b: np.ndarray) -> np.ndarray:
-    """The last axis twice as long: all low halves, then all high ones."""
-    return np.concatenate([b & 15, b >> 4], axis=-1)
-
-
-def fifth_bits(b: np.ndarray) -> np.ndarray:
-    """Bit j of four bytes, as 16 for element j."""
-    return np.unpackbits(b, axis=-1, bitorder="little") << 4
-
-
-def q4_0(b: np.ndarray) -> np.ndarray:
-    return halves(b[:, :2]) * (nibbles(b[:, 2:]).astype(np.float32) - 8)
-
-
-def q4_1(b: np.ndarray) -> np.ndarray:
-    return halves(b[:, :2]) * nibbles(b[:, 4:]) + halves(b[:, 2:4])
-
-
-def q5_0(b: np.ndarray) -> np.ndarray:
-    return halves(b[:, :2]) * ((nibbles(b[:, 6:]) | fifth_bits(b[:, 2:6])).astype(np.float32) - 16)
-
-
-def q5_1(b: np.ndarray) -> np.ndarray:
-    return halves(b[:, :2]) * (nibbles(b[:, 8:]) | fifth_bits(b[:, 4:8])) + halves(b[:, 2:4])
-
-
-def q8_0(b: np.ndarray) -> np.ndarray:
-    return halves(b[:, :2]) * b[:, 2:].view(np.int8)
-
-
-def scales_of_k(b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The scale and the minimum of eight groups, [blocks, 8, 1] each: 6 bits apiece in 12 bytes, after two halves to multiply with."""
-    low, mid, high = b[:, 4:8], b[:, 8:12], b[:, 12:16]
-    scale = np.concatenate([low & 63, high & 15 | low >> 6 << 4], axis=1)
-    least = np.concatenate([mid & 63, high >> 4 | mid >> 6 << 4], axis=1)
-    return (halves(b[:, :2]) * scale)[:, :, None], (halves(b[:, 2:4]) * least)[:, :, None]
-
-
-def q4_k(b: np.ndarray) -> np.ndarray:
-    d, m = scales_of_k(b)
-    return d * nibbles(b[:, 16:].reshape(-1, 4, 32)).reshape(-1, 8, 32) - m
-
-
-def q5_k(b: np.ndarray) -> np.ndarray:
-    d, m = scales_of_k(b)
-    fifth = b[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1  # byte j has the bits of element j of all eight groups
-    return d * (nibbles(b[:, 48:].reshape(-1, 4, 32)).reshape(-1, 8, 32) | fifth << 4) - m
-
-
-def q6_k(b: np.ndarray) -> np.ndarray:
-    low = nibbles(b[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
-    high = b[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
-    d = halves(b[:, 208:210]) * b[:, 192:208].view(np.int8)
-    return d[:, :, None] * ((low | high << 4).astype(np.float32) - 32).reshape(-1, 16, 16)
-
-
-# Number -> name, bytes of a block, elements of a block, how it is unpacked.
-BLOCKS: dict[int, tuple[str, int, int, Callable[[np.ndarray], np.ndarray]]] = {
-    2: ("Q4_0", 18, 32, q4_0),
-    3: ("Q4_1", 20, 32, q4_1),
-    6: ("Q5_0", 22, 32, q5_0),
-    7: ("Q5_1", 24, 32, q5_1),
-    8: ("Q8_0", 34, 32, q8_0),
-    12: ("Q4_K", 144, 256, q4_k),
-    13: ("Q5_K", 176, 256, q5_k),
-    14: ("Q6_K", 210, 256, q6_k),
-}
-READ = ", ".join(name for name, *_ in (*PLAIN.values(), *BLOCKS.values()))

@@ -4,19 +4,23 @@ import os
 from pathlib import Path
 
 from plait.errors import InputError, choices
+from plait.weights.ctranslate2_file import VERSIONS, Ctranslate2File
 from plait.weights.gguf import GgufFile
+from plait.weights.onnx_file import OnnxFile
 from plait.weights.safetensors_file import HEADER_LIMIT, FileBytes, SafetensorsFile, Shards
 from plait.weights.source import Source
 from plait.weights.torch_file import ZIP, TorchFile, torch_shards
 
-# What a folder of Hugging Face's layout may hold, the first that is there being taken: safetensors before pickles.
+# What a folder of Hugging Face's or CTranslate2's layout may hold, the first that is there being taken: safetensors before pickles.
 LAYOUT = {
     "model.safetensors": SafetensorsFile,
     "model.safetensors.index.json": Shards,
     "pytorch_model.bin": TorchFile,
     "pytorch_model.bin.index.json": torch_shards,
+    "model.bin": Ctranslate2File,
+    "model.onnx": OnnxFile,
 }
-ENDINGS = {".gguf": GgufFile, ".bin": TorchFile, ".pt": TorchFile, ".pth": TorchFile, ".ckpt": TorchFile}
+ENDINGS = {".gguf": GgufFile, ".onnx": OnnxFile, ".bin": TorchFile, ".pt": TorchFile, ".pth": TorchFile, ".ckpt": TorchFile}
 WEIGHTS = (".safetensors", ".index.json", *ENDINGS)  # names that are listed where a folder has no file that can be taken
 POINTER = b"version https://git-lfs"
 
@@ -68,6 +72,8 @@ def _of_file(path: Path) -> Source:
         return SafetensorsFile(path)
     if begin[:4] == ZIP or begin[:1] == b"\x80":
         return TorchFile(path)
+    if int.from_bytes(begin[:4], "little") in VERSIONS:  # no pickle begins so
+        return Ctranslate2File(path)
     if path.suffix in ENDINGS:
         return ENDINGS[path.suffix](path)
     raise InputError(

@@ -1,10 +1,10 @@
-"""How Hugging Face configs describe rotary positions: the base and the ways to stretch them, old keys and new."""
+"""How Hugging Face configs describe rotary positions: the base, the ways to stretch them, and how many channels turn, old keys and new."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from plait.weights.config import group
+from plait.weights.config import Group, group
 
 # Their kind of rope scaling -> (their argument, ours, its default; None: needed)
 ROPES: dict[str, tuple[tuple[str, str, float | None], ...]] = {
@@ -16,15 +16,34 @@ ROPES: dict[str, tuple[tuple[str, str, float | None], ...]] = {
 ORIGINAL = "original_max_position_embeddings"
 
 
-def _read(raw: Mapping[str, Any]) -> dict[str, Any]:
-    given = {name: value for name, value in (raw.get("rope_scaling") or raw.get("rope_parameters") or {}).items() if value is not None}
-    base = float(given.pop("rope_theta", raw.get("rope_theta") or 10000.0))
+def ropes(base: str = "rope_theta", share: str = "partial_rotary_factor", whole: float | None = None) -> Group:
+    """Settings `rope_base` and `stretch`, and with a default `whole` also `turned`, the share of a head's channels that turn.
+
+    `base` and `share` are the keys of files that have no `rope_parameters`, which newer ones put everything into.
+    """
+
+    def read(raw: Mapping[str, Any]) -> dict[str, Any]:
+        given = {name: value for name, value in (raw.get("rope_scaling") or raw.get("rope_parameters") or {}).items() if value is not None}
+        rate = float(given.pop("rope_theta", raw.get(base) or 10000.0))
+        turned = given.pop("partial_rotary_factor", 1.0 if raw.get(share) is None and whole is None else raw.get(share, whole))
+        if isinstance(turned, bool) or not isinstance(turned, int | float) or not 0 <= turned <= 1:
+            raise ValueError(f"{share}={turned!r} must be a number from 0 to 1")
+        if whole is None and turned != 1:
+            raise ValueError(f"{share}={turned} is not supported: all channels of a head turn here")
+        return {"rope_base": rate, "stretch": _stretch(given, raw), **({} if whole is None else {"turned": float(turned)})}
+
+    def write(settings: Mapping[str, Any]) -> dict[str, Any]:
+        said = {base: settings["rope_base"], "rope_scaling": _scaling(settings["stretch"])}
+        return said if whole is None else {share: settings["turned"], **said}
+
+    return group((base, share, "rope_scaling", "rope_parameters"), read, write)
+
+
+def _stretch(given: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any] | None:
     old, kind = given.pop("type", "default"), given.pop("rope_type", None)
     kind = kind or old
     if kind not in ROPES:
         raise ValueError(f"rope scaling of type {kind!r} is not supported: there is {', '.join(ROPES)}")
-    if given.pop("partial_rotary_factor", 1.0) != 1.0 or raw.get("partial_rotary_factor") not in (None, 1.0):
-        raise ValueError("partial_rotary_factor is not supported: all channels of a head turn here")
     if kind == "default":
         stretch = None
     else:
@@ -42,7 +61,7 @@ def _read(raw: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError("rope scaling with truncate=false is not supported: the ramp begins and ends at whole channels here")
     if given:
         raise ValueError(f"rope scaling of type {kind!r} has {', '.join(f'{k}={v!r}' for k, v in given.items())}, which is not understood")
-    return {"rope_base": base, "stretch": stretch}
+    return stretch
 
 
 def _magnitude(factor: float, given: dict) -> float:
@@ -56,13 +75,12 @@ def _magnitude(factor: float, given: dict) -> float:
     return float(given.pop("attention_factor", usual))
 
 
-def _write(settings: Mapping[str, Any]) -> dict[str, Any]:
-    stretch, out = settings["stretch"], {"rope_theta": settings["rope_base"]}
+def _scaling(stretch: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if stretch is None:
-        return {**out, "rope_scaling": None}
+        return None
     names = {ours: theirs for theirs, ours, _ in ROPES[stretch["kind"]]}
     names |= {"kind": "rope_type", "original_length": ORIGINAL, "magnitude": "attention_factor"}
-    return {**out, "rope_scaling": {names[ours]: value for ours, value in stretch.items()}}
+    return {names[ours]: value for ours, value in stretch.items()}
 
 
-rope = group(("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"), _read, _write)
+rope = ropes()

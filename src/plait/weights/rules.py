@@ -1,78 +1,33 @@
 """One table, two directions: which tensor of a file is which parameter of a model, and how its bits are laid out.
 
-A table is a list of `rule`s, with `tie`s, `drop`s and at most one `prefix`. `load` reads it forwards, `export` backwards. Everything is
-checked by names and shapes before the first tensor is read: all of the file is accounted for, all of the model is filled, each once.
+A table is a list of `rule`s, with `tie`s, `drop`s, `computed` tensors, `older` names and at most one `prefix`. `load` reads it forwards,
+`export` backwards. Everything is checked by names and shapes before the first tensor is read: all of the file is accounted for, all of the
+model is filled, each once.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from plait.errors import InputError
-from plait.weights.certificate import Certificate, Tied
+from plait.weights.certificate import Certificate, Made, Tied
 from plait.weights.config import ACTIVATIONS, Keys, activation, fixed, group, key
-from plait.weights.rope import rope
+from plait.weights.config import read as read_keys
+from plait.weights.config import write as write_keys
+from plait.weights.entries import Computed, Drop, Entry, Older, Prefix, Rule, Tie, computed, drop, older, prefix, rule, tie
+from plait.weights.rope import rope, ropes
 from plait.weights.source import Source
-from plait.weights.steps import Shape, Step, halves, permute, row, split, transpose, unstack
-from plait.weights.templates import Template
+from plait.weights.steps import Shape, halves, permute, regroup, row, split, transpose, unstack
 
 # A page declares its table of tensors and its table of settings through this one module.
-__all__ = ["ACTIVATIONS", "Keys", "activation", "drop", "export", "fixed", "group", "halves", "key", "load", "permute", "prefix", "rope"]
-__all__ += ["row", "rule", "split", "tie", "transpose", "unstack"]
+__all__ = ["ACTIVATIONS", "Entry", "Keys", "activation", "computed", "drop", "export", "fixed", "group", "halves", "key", "load"]
+__all__ += ["older", "permute", "prefix", "read_keys", "regroup", "rope", "ropes", "row", "rule", "split", "tie", "transpose"]
+__all__ += ["unstack", "write_keys"]
 
-
-@dataclass(frozen=True)
-class Rule:
-    theirs: Template
-    ours: tuple[Template, ...]
-    steps: tuple[Step, ...]
-
-
-@dataclass(frozen=True)
-class Tie:
-    copy: str
-    of: str
-
-
-@dataclass(frozen=True)
-class Drop:
-    pattern: Template
-    why: str
-
-
-@dataclass(frozen=True)
-class Prefix:
-    text: str
-
-
-Entry = Rule | Tie | Drop | Prefix
-
-
-def rule(theirs: str, ours: str | Sequence[str], *steps: Step) -> Rule:
-    """Their tensor is ours (or several of ours) after the steps, in this order. Holes of the same name hold the same text."""
-    templates = (Template(ours),) if isinstance(ours, str) else tuple(Template(text) for text in ours)
-    made = Rule(Template(theirs), templates, steps)
-    for template in templates:
-        if set(template.holes) != set(made.theirs.holes):
-            raise ValueError(f"{theirs!r} and {template.text!r} must have the same holes, or the way back is lost")
-    return made
-
-
-def tie(copy: str, of: str) -> Tie:
-    """Where the model has no parameter of its own for `copy` (a name of theirs), a file may hold it only with the bits of `of`."""
-    return Tie(copy, of)
-
-
-def drop(pattern: str, why: str) -> Drop:
-    """Their tensors of this name are left out: what they are, and why nothing is lost."""
-    return Drop(Template(pattern), why)
-
-
-def prefix(text: str) -> Prefix:
-    """All names of a file may come without this beginning (files of a model saved without its head)."""
-    return Prefix(text)
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -107,6 +62,7 @@ def load(net: nn.Module, source: Source, rules: Iterable[Entry], *, dtype: torch
     taken: dict[str, Fill] = {}
     for fill in fills:
         name, shape = lies_at.get(fill.theirs, fill.theirs), fill.shapes[0][0]
+        name = name if name in shapes else next((old for old in _older(name, rules) if old in shapes), name)
         into = ", ".join(f"{ours} {_shape(slots[ours].shape)}" for ours in fill.ours)
         if name in shapes:
             taken[name] = fill
@@ -114,26 +70,31 @@ def load(net: nn.Module, source: Source, rules: Iterable[Entry], *, dtype: torch
                 faults.append(f"{name} is {_shape(shapes[name])} in the file, but {_shape(shape)} would fill {into}")
         else:
             faults.append(f"{name} {_shape(shape)} is not in the file, and is needed for {into}")
-    dropped = _dropped(shapes, [e for e in rules if isinstance(e, Drop)], bare, taken, ties, faults)
+    made = {entry.theirs.removeprefix(bare): entry for entry in rules if isinstance(entry, Computed)}
+    made = {name: entry for name, entry in made.items() if name in shapes}
+    dropped = _dropped(shapes, [e for e in rules if isinstance(e, Drop)], bare, {*taken, *made}, ties, faults)
     faults += _untied(source, shapes, ties)
+    found = {name: _made(source, name, entry, faults) for name, entry in made.items()}
     if faults:
         raise InputError(f"{source.path}: its tensors are not those of this model", faults)
     order = [name for name in shapes if name in taken]
+    holders = _holders(net)
     dtypes: dict[str, int] = {}
     for name in order:
-        kept = _fill(net, source, name, taken[name], slots, dtype)
+        kept = _fill(holders, source, name, taken[name], slots, dtype)
         dtypes[kept] = dtypes.get(kept, 0) + 1
     numbers = sum(t.numel() for t in stored(net).values())
     cast = None if dtype is None or set(dtypes) == {_plain(dtype)} else _plain(dtype)
-    return Certificate(str(source.path), {name: taken[name].ours for name in order}, ties, dropped, dtypes, cast, bare, numbers)
+    claimed = {name: taken[name].ours for name in order}
+    return Certificate(str(source.path), claimed, ties, dropped, found, tuple(shapes), dtypes, cast, bare, numbers)
 
 
 def export(net: nn.Module, rules: Iterable[Entry], like: Certificate | None = None) -> dict[str, Tensor]:
     """The parameters of `net` under their names and in their form: the table backwards, bit for bit.
 
-    `like` is the certificate of the file to be written again: its prefix, its tied copies and its order. Without one, names have the
-    table's prefix and ties are stored once. What no step changes shares its memory with the model. Raises `InputError` where the table
-    does not cover the model.
+    `like` is the certificate of the file to be written again: its prefix, its tied copies, what it has of the computed tensors, and its
+    order. Without one, names have the table's prefix, ties are stored once and nothing computed is.
+    What no step changes shares its memory with the model. Raises `InputError` where the table does not cover the model.
     """
     rules = list(rules)
     slots = stored(net)
@@ -141,6 +102,7 @@ def export(net: nn.Module, rules: Iterable[Entry], like: Certificate | None = No
     if faults:
         raise InputError("this table cannot write this model", faults)
     bare, ties = ("", {}) if like is None else (like.bare, like.ties)
+    names = {} if like is None else {ours: name for name, ours in like.claimed.items()}  # as the file spelled them
     out: dict[str, Tensor] = {}
     for fill in fills:
         parts: Sequence[Tensor] = [slots[ours].detach() for ours in fill.ours]
@@ -149,14 +111,15 @@ def export(net: nn.Module, rules: Iterable[Entry], like: Certificate | None = No
                 parts = step.undo(parts)
         except ValueError as problem:
             raise InputError(f"{fill.theirs} cannot be made of {', '.join(fill.ours)}: {problem}") from None
-        out[fill.theirs.removeprefix(bare)] = parts[0].contiguous()
+        out[names.get(fill.ours, fill.theirs.removeprefix(bare))] = parts[0].contiguous()
     for copy, tied in ties.items():
-        if tied.found != "absent":
+        if tied.found == "copy":
             out[copy] = out[tied.of].clone()
-        if tied.found == "instead":
-            del out[tied.of]
     if like is not None:
-        places = {name: place for place, name in enumerate(like.claimed)}
+        for entry in rules:
+            if isinstance(entry, Computed) and (made := like.computed.get(entry.theirs.removeprefix(bare))) is not None:
+                out[entry.theirs.removeprefix(bare)] = entry.make().to(getattr(torch, made.dtype))
+        places = {name: place for place, name in enumerate(like.order)}
         out = dict(sorted(out.items(), key=lambda item: places.get(item[0], len(places))))
     return out
 
@@ -215,13 +178,19 @@ def _trail(entry: Rule, slots: Sequence[Tensor]) -> tuple[tuple[Shape, ...], ...
     return tuple(trail)
 
 
+def _older(name: str, rules: Iterable[Entry]) -> Iterator[str]:
+    for entry in rules:
+        if isinstance(entry, Older) and name.endswith(entry.now):
+            yield name.removesuffix(entry.now) + entry.ending
+
+
 def _bare(rules: Sequence[Entry], names: Iterable[str]) -> str:
     (*_, text) = ["", *(entry.text for entry in rules if isinstance(entry, Prefix))]
     return text if text and not any(name.startswith(text) for name in names) else ""
 
 
 def _dropped(
-    shapes: Mapping[str, Shape], drops: Sequence[Drop], bare: str, taken: Mapping[str, Fill], ties: Mapping[str, Tied], faults: list[str]
+    shapes: Mapping[str, Shape], drops: Sequence[Drop], bare: str, taken: Collection[str], ties: Mapping[str, Tied], faults: list[str]
 ) -> dict[str, str]:
     dropped: dict[str, str] = {}
     for name, shape in shapes.items():
@@ -245,11 +214,38 @@ def _untied(source: Source, shapes: Mapping[str, Shape], ties: Mapping[str, Tied
             yield f"{both} differ in the file, but are one in this model: build it untied"
 
 
+def _made(source: Source, name: str, entry: Computed, faults: list[str]) -> Made:
+    """How the file's tensor stands to the computed one: `ROUNDING` is what two ways of computing in float64 may differ by."""
+    wanted, read = entry.make(), source.read(name)
+    exact = _same_bits(wanted.to(read.dtype), read)
+    if tuple(wanted.shape) != tuple(read.shape):
+        faults.append(f"{name} is {_shape(read.shape)} in the file, but {entry.what} are {_shape(wanted.shape)}")
+    elif not exact:
+        rounded = wanted.to(read.dtype).double()
+        gap = (read.double() - rounded).abs()
+        if not bool((gap <= torch.finfo(read.dtype).eps * rounded.abs() + ROUNDING).all()):
+            faults.append(f"{name} {_shape(read.shape)} differs from {entry.what} by up to {gap.max():.3g}: this model computes them")
+    return Made(entry.what, _plain(read.dtype), exact)
+
+
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
-def _fill(net: nn.Module, source: Source, name: str, fill: Fill, slots: Mapping[str, Tensor], dtype: torch.dtype | None) -> str:
+# Of each parameter or buffer, by its id: the dictionaries of modules that hold it, and under which name.
+Holders = Mapping[int, Sequence[tuple[dict[str, Any], str]]]
+
+
+def _holders(net: nn.Module) -> Holders:
+    found: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    for module in net.modules():
+        for kind in (module._parameters, module._buffers):
+            for name, held in kind.items():
+                found.setdefault(id(held), []).append((kind, name))
+    return found
+
+
+def _fill(holders: Holders, source: Source, name: str, fill: Fill, slots: Mapping[str, Tensor], dtype: torch.dtype | None) -> str:
     """One tensor of the file into the model; a function of its own, so that nothing of it lives on when the next one is read."""
     read = source.read(name)
     if tuple(read.shape) != fill.shapes[0][0]:
@@ -258,7 +254,7 @@ def _fill(net: nn.Module, source: Source, name: str, fill: Fill, slots: Mapping[
     for step, after in zip(fill.rule.steps, fill.shapes[1:], strict=True):
         parts = step.apply(parts, after)
     for ours, part in zip(fill.ours, parts, strict=True):
-        _assign(net, slots[ours], _own(part, dtype))
+        _assign(holders, slots[ours], _own(part, dtype))
     return _plain(read.dtype)
 
 
@@ -270,15 +266,13 @@ def _own(t: Tensor, dtype: torch.dtype | None) -> Tensor:
     return t if whole else t.clone(memory_format=torch.contiguous_format)
 
 
-def _assign(net: nn.Module, slot: Tensor, value: Tensor) -> None:
+def _assign(holders: Holders, slot: Tensor, value: Tensor) -> None:
     if slot.device.type != "meta":
         slot.data = value.to(slot.device)
         return
     made = nn.Parameter(value, requires_grad=slot.requires_grad) if isinstance(slot, nn.Parameter) else value
-    for module in net.modules():
-        for kind in (module._parameters, module._buffers):
-            for name in [name for name, held in kind.items() if held is slot]:
-                kind[name] = made  # type: ignore[assignment]
+    for held, name in holders[id(slot)]:
+        held[name] = made
 
 
 def _plain(dtype: torch.dtype) -> str:

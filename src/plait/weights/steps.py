@@ -74,23 +74,23 @@ class Permute(Step):
 
 
 @dataclass(frozen=True)
-class Halves(Step):
-    """Rotary channels of each head: theirs turn in pairs 2i, 2i + 1 (Meta's own files, GGUF), ours i and i + d_head / 2.
+class Regroup(Step):
+    """Their first axis, of weights and of biases, is a grid of these sizes (one may be -1), whose axes ours has in another order."""
 
-    Works on the first axis, [n_heads * d_head, ...], of weights and of biases.
-    """
-
-    d_head: int
-
-    def __post_init__(self) -> None:
-        if self.d_head % 2:
-            raise ValueError(f"d_head={self.d_head} is odd: rotary positions turn pairs of channels")
+    grid: tuple[int, ...]
+    order: tuple[int, ...]
 
     def apply(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> Sequence[Tensor]:
-        return [t.unflatten(0, (-1, self.d_head // 2, 2)).transpose(1, 2).flatten(0, 2) for t in parts]
+        return [_regrouped(t, self.grid, self.order) for t in parts]
 
     def undo(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
-        return [t.unflatten(0, (-1, 2, self.d_head // 2)).transpose(1, 2).flatten(0, 2) for t in parts]
+        back = [self.order.index(axis) for axis in range(len(self.order))]
+        return [_regrouped(t, [self.grid[axis] for axis in self.order], back) for t in parts]
+
+
+def _regrouped(t: Tensor, grid: Sequence[int], order: Sequence[int]) -> Tensor:
+    rest = range(len(grid), len(grid) + t.dim() - 1)
+    return t.unflatten(0, tuple(grid)).permute(*order, *rest).flatten(0, len(grid) - 1)
 
 
 transpose = Transpose()
@@ -110,8 +110,17 @@ def permute(*axes: int) -> Permute:
     return Permute(axes)
 
 
-def halves(d_head: int) -> Halves:
-    return Halves(d_head)
+def regroup(grid: Sequence[int], order: Sequence[int]) -> Regroup:
+    if sorted(order) != list(range(len(grid))):
+        raise ValueError(f"order={tuple(order)} is no order of the axes of the grid {tuple(grid)}")
+    return Regroup(tuple(grid), tuple(order))
+
+
+def halves(d_head: int) -> Regroup:
+    """Rotary channels of each head: theirs turn in pairs 2i, 2i + 1 (Meta's own files, GGUF), ours i and i + d_head / 2."""
+    if d_head % 2:
+        raise ValueError(f"d_head={d_head} is odd: rotary positions turn pairs of channels")
+    return regroup((-1, d_head // 2, 2), (0, 2, 1))
 
 
 def _alike(parts: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -1,0 +1,26 @@
+"""plait convert: a released model in another released format."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from plait.verbs import positional
+
+
+@dataclass
+class Convert:
+    """Write a released model as another released format: Hugging Face's folder or a GGUF."""
+
+    model: Annotated[str, positional, "a checkpoint's folder, a .gguf, or a name such as smollm2"]
+    to: Annotated[Literal["hf", "gguf"], "hf: config.json, model.safetensors and the tokenizer's files; gguf: one file for llama.cpp"]
+    out: Annotated[Path, "DIR", "the folder to make; for a GGUF also the file, by a name that ends in .gguf"]
+    dtype: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0"] | None, "type of the numbers (q8_0: gguf alone); default: unchanged, bit for bit"
+    ] = None
+
+    def run(self) -> dict[str, Any]:
+        """What was written; InputError, and nothing left there, where the format cannot say this model."""
+        from plait.hub import place
+        from plait.hub.writing import convert
+
+        return convert(place(self.model), self.to, self.out, self.dtype)

@@ -1,0 +1,198 @@
+"""Language models put to use: prompts, streams, conversations and scores; SmolLM2 against the reference implementation."""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+
+import plait as library
+from plait import cli
+from plait.data.packages import find
+from plait.errors import InputError
+from plait.hub.languages import texts_of
+from plait.hub.zoo import ZOO, folder_of
+from plait.weights.opening import open_source
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install 'plait[bench]')")
+
+TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny GPT-2 of random weights with byte-level tokens and a chat template."""
+    place = tmp_path_factory.mktemp("gpt2")
+    names = [*sorted(ByteLevel.alphabet()), "<|endoftext|>"]
+    (place / "vocab.json").write_text(json.dumps({name: id for id, name in enumerate(names)}))
+    (place / "merges.txt").write_text("#version: 0.2\n")
+    (place / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", "chat_template": TEMPLATE}))
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=257, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=256, eos_token_id=256)
+    net = transformers.GPT2LMHeadModel(config)
+    for name, p in net.named_parameters():
+        torch.nn.init.normal_(p, mean=float("ln" in name and p.ndim == 1 and "weight" in name), std=0.4)
+    net.save_pretrained(place)
+    (place / "generation_config.json").unlink(missing_ok=True)
+    return place
+
+
+def test_generation_is_the_reference(folder):
+    peer, model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval(), library.load(folder)
+    for text in ("the door", "ab", ""):
+        ids = model.encode(text) or [256]
+        for least in (0, 12):
+            how = dict(max_new_tokens=12, min_new_tokens=least, do_sample=False, pad_token_id=256)
+            wanted = peer.generate(torch.tensor([ids]), **how)[0, len(ids) :].tolist()
+            wanted = wanted[: wanted.index(256)] if 256 in wanted else wanted
+            assert model.generate(ids, 12, min_new_tokens=least) == wanted
+            assert model.generate(text, 12, min_new_tokens=least) == model.decode(wanted)
+            assert list(model.generate(ids, 12, least, stream=True)) == wanted
+            assert "".join(model.generate(text, 12, least, stream=True)) == model.decode(wanted)
+    assert model.generate(["the", [5, 6]], 3) == [model.generate("the", 3), model.generate([5, 6], 3)]
+    assert model.generate("a", 0) == "" and model.generate([1], 0) == [] and list(model.generate("a", 0, stream=True)) == []
+
+
+def test_any_of_several_ends_ends(folder):
+    model = library.load(folder)
+    whole = model.generate([1, 2], 10)
+    assert len(set(whole)) > 3
+    end = next(id for id in whole[3:] if id not in whole[:3])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [256, end]}))
+    try:
+        assert library.load(folder).generate([1, 2], 10) == whole[: whole.index(end)]
+    finally:
+        (folder / "generation_config.json").unlink()
+
+
+def test_a_stream_does_not_part_a_character(folder):
+    model = library.load(folder)
+    text = "é a 漢😀!\ufffd?"
+    pieces = list(texts_of(model.encode(text), model.decode))
+    assert "".join(pieces) == text and pieces[:4] == ["é", " ", "a", " "] and "😀" in pieces
+    cut = model.encode("a😀")[:-1]
+    assert "".join(texts_of(cut, model.decode)) == model.decode(cut) != "a"
+
+
+def test_every_prompt_that_does_not_fit_is_named(folder, capsys):
+    model = library.load(folder)
+    with pytest.raises(InputError) as error:
+        model.generate(["a", "b" * 60, "c", "d" * 70], 10, first=4)
+    assert "input 5: is 60 tokens long and 10 more were asked for: room for 64" in str(error.value)
+    assert "input 7: is 70" in str(error.value) and "input 6" not in str(error.value)
+    for how, says in (
+        (dict(max_new_tokens=-1), "max_new_tokens=-1"),
+        (dict(temperature=0.5), "not built"),
+        (dict(min_new_tokens=99), "=99"),
+    ):
+        with pytest.raises(InputError, match=says):
+            model.generate("a", **how)
+    assert cli.main(["run", str(folder), "a", "b" * 64, "--max-new-tokens", "3"]) == 2
+    assert "input 2: is 64" in capsys.readouterr().err
+
+
+def test_conversations(folder, capsys, monkeypatch):
+    model = library.load(folder)
+    first = model.chat([{"role": "user", "content": "hi"}], max_new_tokens=5)
+    assert first == model.generate("user: hi\nassistant:", 5) and first
+    assert "".join(model.chat([{"role": "user", "content": "hi"}], 5, stream=True)) == first
+    assert cli.main(["run", str(folder), "hi", "hi", "--chat", "--max-new-tokens", "5"]) == 0
+    assert capsys.readouterr().out == f"{first}\n{first}\n"
+    assert cli.main(["run", str(folder), "hi", "--chat", "--system", "sing", "--max-new-tokens", "5", "--json"]) == 0
+    told = model.generate("system: sing\nuser: hi\nassistant:", 5)
+    assert json.loads(capsys.readouterr().out) == {"input": "hi", "answer": told}
+    assert cli.main(["run", str(folder), "hi", "--system", "sing"]) == 2 and "--chat" in capsys.readouterr().err
+    # at a keyboard the model remembers
+    keyboard = io.TextIOWrapper(io.BytesIO(b"hi\nyo\n"), encoding="utf-8")
+    keyboard.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdin", keyboard)
+    assert cli.main(["run", str(folder), "--chat", "--max-new-tokens", "5"]) == 0
+    second = model.generate(f"user: hi\nassistant: {first}\nuser: yo\nassistant:", 5)
+    assert capsys.readouterr().out == f"{first}\n{second}\n" and second != model.generate("user: yo\nassistant:", 5)
+
+
+def test_scores_of_windows_are_the_plain_formula(folder):
+    model = library.load(folder)
+    text = "The door is open; the window, too. " * 3
+    ids = model.encode(text)
+    for window, stride in ((64, None), (10, 3), (2, 1)):
+        found = model.score(text, window, stride)
+        stride = stride or window // 2
+        total = 0.0
+        for i in range(1, len(ids)):
+            begin = next(b for b in range(0, len(ids), stride) if b + window > i)  # the first window that reaches it
+            row = torch.tensor(model.logits(ids[begin:i])[0][-1], dtype=torch.float64)
+            total -= float(row.log_softmax(-1)[ids[i]])
+        assert found.tokens == len(ids) - 1 and found.nats_per_token == pytest.approx(total / (len(ids) - 1), rel=1e-5)
+        assert model.perplexity(text, window, stride) == pytest.approx(math.exp(found.nats_per_token))
+    for how, says in ((dict(window=65), "this model takes 64"), (dict(window=8, stride=8), "1 to 7")):
+        with pytest.raises(InputError, match=says):
+            model.score(text, **how)
+    with pytest.raises(InputError, match="1 tokens: at least 2"):
+        model.score("a")
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """(ours, the reference's Llama with the file's numbers): GGUF keeps the rows of q and k in pairs, the reference in halves."""
+    if find(ZOO["smollm2"].package) is None:
+        pytest.skip("smollm2 is not in the cache (`plait run smollm2 ...` brings it)")
+    source = open_source(folder_of("smollm2"))
+    settings = dict(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9)
+    settings |= dict(num_key_value_heads=3, rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=8192, rope_theta=100000.0)
+    names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj"}
+    names |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"} | {f"ffn_{x}": f"mlp.{x}_proj" for x in ("up", "gate", "down")}
+    state = {"model.embed_tokens.weight": source.read("token_embd.weight"), "model.norm.weight": source.read("output_norm.weight")}
+    for i in range(30):
+        for theirs, hf in names.items():
+            t = source.read(f"blk.{i}.{theirs}.weight")
+            if theirs in ("attn_q", "attn_k"):
+                t = t.view(-1, 32, 2, 576).swapaxes(1, 2).reshape(t.shape)
+            state[f"model.layers.{i}.{hf}.weight"] = t
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    with torch.device("meta"):
+        peer = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
+    peer = transformers.LlamaForCausalLM(peer.config)
+    peer.load_state_dict(state)
+    return library.load("smollm2"), peer.eval()
+
+
+def test_smollm2_chats_as_the_reference(smollm2):
+    model, peer = smollm2
+    own = model.tokenizer
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=own.backend, chat_template=own.chat_template, eos_token="<|im_end|>")
+    for messages in (
+        [{"role": "user", "content": "What is the capital of France?"}],
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi!\n"}, {"role": "assistant", "content": "Hello."},
+         {"role": "user", "content": "Über 漢字?"}],
+    ):  # fmt: skip
+        ids = model.chat_ids(messages)
+        tokenizer.backend_tokenizer.encode_special_tokens = False
+        assert ids == tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    ids = model.chat_ids([{"role": "user", "content": "What is the capital of France?"}])
+    greedy = peer.generate(torch.tensor([ids]), max_new_tokens=20, do_sample=False, eos_token_id=2, pad_token_id=2)[0, len(ids) :].tolist()
+    assert greedy[-1] == 2 and len(greedy) < 20  # it ends by itself, at <|im_end|>
+    assert model.chat([{"role": "user", "content": "What is the capital of France?"}], 20) == model.decode(greedy[:-1])
+
+
+def test_smollm2_scores_a_text_as_the_reference(smollm2):
+    model, peer = smollm2
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")[:700]
+    ids = torch.tensor([model.encode(text)])
+    with torch.no_grad():
+        assert model.score(text).nats_per_token == pytest.approx(peer(ids, labels=ids).loss.item(), abs=1e-4)
+        # windows as Hugging Face's guide to perplexity has them: what was scored before is context only
+        window, stride, total, done = 128, 64, 0.0, 0
+        for begin in range(0, ids.shape[1], stride):
+            end = min(begin + window, ids.shape[1])
+            labels = ids[:, begin:end].clone()
+            labels[:, : max(done - begin, 0)] = -100
+            count = int((labels[:, 1:] != -100).sum())
+            total += peer(ids[:, begin:end], labels=labels).loss.item() * count
+            done = end
+            if end == ids.shape[1]:
+                break
+    assert model.score(text, window, stride).nats_per_token == pytest.approx(total / (ids.shape[1] - 1), abs=1e-4)
