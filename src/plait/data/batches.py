@@ -11,18 +11,16 @@ from torch import Tensor
 from plait.data.corpus import Flat
 from plait.errors import InputError
 
-STRIP = 16  # batches; docs/log.md has the shares of real tokens for others
-
 
 class BatchOrder:
     """Batches of rows of like length, a pure function of (seed, epoch): the place in it is two numbers.
 
-    Each epoch all rows are shuffled and cut into pools of `pool` rows; a pool is put in order of length and cut by budget, and the
+    Each epoch all rows are shuffled and cut into pools of `pool` rows; a pool is sorted by length and cut by budget, and the
     batches of all pools are shuffled. A batch's padded area, rows x (longest source + longest target), stays within
     `tokens_per_batch`; a row longer than that is a batch of its own. `lengths` is [N, 2] as `Corpus.lengths` gives it.
     """
 
-    def __init__(self, lengths: np.ndarray, tokens_per_batch: int, seed: int = 0, pool: int = 131072):
+    def __init__(self, lengths: np.ndarray, tokens_per_batch: int, seed: int = 0, pool: int = 16384):
         lengths = np.ascontiguousarray(lengths, dtype=np.int64)
         faults = []
         if lengths.ndim != 2 or lengths.shape[1] != 2 or not len(lengths):
@@ -59,24 +57,13 @@ class BatchOrder:
         order = np.argsort(bits.random_raw(len(batches)), kind="stable")
         return [batches[i] for i in order]
 
-    def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The pool's batches, in whichever of two orders pads less: strips win where rows abound, the longer side in small data."""
-        ways = [list(self._filled(rows[order])) for order in (self._by_longer_side(rows), self._in_strips(rows))]
-        return min(ways, key=lambda batches: sum(len(batch) * self.lengths[batch].max(axis=0).sum() for batch in batches))
-
-    def _by_longer_side(self, rows: np.ndarray) -> np.ndarray:
+    def _cut(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         lengths = self.lengths[rows]
-        return np.lexsort((lengths.sum(axis=1), lengths.max(axis=1)))
-
-    def _in_strips(self, rows: np.ndarray) -> np.ndarray:
-        """By source length into strips of some `STRIP` batches, each of them by target length."""
-        lengths = self.lengths[rows]
-        order = np.lexsort((lengths[:, 1], lengths[:, 0]))
-        strips = np.array_split(order, max(1, int(lengths.sum()) // (self.tokens_per_batch * STRIP)))
-        return np.concatenate([strip[np.lexsort((lengths[strip, 0], lengths[strip, 1]))] for strip in strips])
-
-    def _filled(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        lengths, start = self.lengths[rows], 0
+        # By the longer side: measured on cmudict and Home Assistant, the least padding with large budgets (0.92 of the area
+        # is real against 0.86 by target then source), within 0.02 of the best with small ones.
+        order = np.lexsort((lengths.sum(axis=1), lengths.max(axis=1)))
+        rows, lengths = rows[order], lengths[order]
+        start = 0
         while start < len(rows):
             # No more rows can fit than the budget over the width of the first one: the widths only grow.
             most = max(1, self.tokens_per_batch // max(1, int(lengths[start].sum())))

@@ -79,6 +79,44 @@ class Forced:
             scores.fill_(NEVER)[:, token] = 0.0
 
 
+@dataclass(frozen=True)
+class Bias:
+    """A number added to the score of some ids."""
+
+    by: Mapping[int, float]
+
+    def __call__(self, scores: Tensor, ids: Tensor) -> None:
+        scores[:, list(self.by)] += torch.tensor(list(self.by.values()), dtype=scores.dtype, device=scores.device)
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Scores of ids that are there already, a prompt's too, are divided by `penalty` where positive, else multiplied.
+
+    Keskar et al. 2019, section 4.1, as everybody builds it: their formula would make ids of negative scores likelier.
+    """
+
+    penalty: float
+
+    def __call__(self, scores: Tensor, ids: Tensor) -> None:
+        found = scores.gather(1, ids)
+        scores.scatter_(1, ids, torch.where(found < 0, found * self.penalty, found / self.penalty))
+
+
+@dataclass(frozen=True)
+class Used:
+    """Scores fall by `presence` for each id that was generated, and by `frequency` for each time; the first `begin` ids are a prompt's."""
+
+    presence: float
+    frequency: float
+    begin: int
+
+    def __call__(self, scores: Tensor, ids: Tensor) -> None:
+        new = ids[:, self.begin :]
+        times = torch.zeros_like(scores).scatter_add_(1, new, torch.ones_like(new, dtype=scores.dtype))
+        scores -= self.frequency * times + self.presence * (times > 0)
+
+
 def renormalised(scores: Tensor, ids: Tensor) -> None:
     """What is left shares the whole probability again; the last constraint where it is wanted."""
     scores.sub_(log_normaliser(scores))

@@ -86,9 +86,10 @@ def _config(table: Any, settings: Any) -> dict[str, Any]:
 
 
 def opens(page: ModuleType) -> list[str]:
-    """The kinds of files that a page reads: `model_type` of a config.json, `general.architecture` of a GGUF."""
+    """The kinds of files that a page reads, as they call themselves: a config.json, a GGUF, a model of CTranslate2."""
     kinds = [f"config.json {table.model_type}" for table in getattr(page, "KEYS", ())]
-    return kinds + [f"GGUF {kind}" for kind in getattr(page, "GGUF", ())]
+    kinds += [f"GGUF {kind}" for kind in getattr(page, "GGUF", ())]
+    return kinds + [f"CTranslate2 {kind}" for kind in getattr(page, "CTRANSLATE2", ())]
 
 
 def _listed(head: str, names: list[str]) -> str:

@@ -1,0 +1,226 @@
+/* y = x Wᵀ + b for weights in 8 or 4 bits, read once a few rows of x. The layout is that of core/quantised.py: groups of 32 values, and
+   eight rows of W side by side, so that one vector holds four values of each row and a sum needs no shuffling at its end.
+
+   Vectors are the compiler's own (GCC, Clang); intrinsics stand only where a dot product of bytes or a float16 needs them. */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+enum { LANES = 8, GROUP = 32, TILE = 4 }; /* TILE: rows of x whose sums stay in registers */
+#if defined(__AVX512VNNI__)
+enum { ABOVE = 128 }; /* the instruction takes unsigned bytes: 8-bit weights are moved up, and the sum of x is taken off */
+#else
+enum { ABOVE = 0 };
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+typedef float v8f __attribute__((vector_size(32)));
+typedef int32_t v8i __attribute__((vector_size(32)));
+typedef uint32_t v8u __attribute__((vector_size(32)));
+
+/* Rows of x as the sums below want them. */
+typedef struct {
+  int8_t *rounded; /* [rows, width], x / scale; absent where x stays as it is */
+  float *exact;    /* [rows, width], x itself, zeros after its end */
+  float *scale;    /* [rows, groups] */
+  float *sum;      /* [rows, groups], of x as it is multiplied */
+  int32_t *total;  /* [rows, groups], of `rounded` */
+  int64_t groups;
+} Rows;
+
+INLINE v8i load(const uint8_t *p) { v8i v; memcpy(&v, p, 32); return v; }
+
+INLINE v8i four(const int8_t *p) { /* the same four bytes in each lane */
+  int32_t t;
+  memcpy(&t, p, 4);
+  return (v8i){t, t, t, t, t, t, t, t};
+}
+
+INLINE v8f halves(const uint16_t *p) {
+#ifdef __F16C__
+  return (v8f)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#else
+  v8f out;
+  for (int r = 0; r < LANES; r++) {
+    uint32_t sign = (uint32_t)(p[r] & 0x8000) << 16, exponent = p[r] >> 10 & 31, rest = p[r] & 0x3ff, bits;
+    float value = ldexpf((float)rest, -24); /* below 2^-14 there is no leading one */
+    if (exponent) {
+      bits = (exponent == 31 ? 255 : exponent + 112) << 23 | rest << 13;
+      memcpy(&value, &bits, 4);
+    }
+    out[r] = sign ? -value : value;
+  }
+  return out;
+#endif
+}
+
+INLINE v8i dot_plain(v8i sum, v8i w, v8i x, int is_signed) {
+  uint8_t a[32];
+  int8_t b[32];
+  memcpy(a, &w, 32);
+  memcpy(b, &x, 32);
+  for (int r = 0; r < LANES; r++)
+    for (int j = 0; j < 4; j++) sum[r] += (is_signed ? (int8_t)a[4 * r + j] : a[4 * r + j]) * b[4 * r + j];
+  return sum;
+}
+
+/* Adds to each lane the product of its four signed bytes of w and x. */
+INLINE v8i add8(v8i sum, v8i w, v8i x) {
+#if defined(__AVX512VNNI__)
+  return (v8i)_mm256_dpbusd_epi32((__m256i)sum, (__m256i)(w ^ (int32_t)0x80808080), (__m256i)x);
+#elif defined(__AVX2__) /* the sign goes over to x, since one factor must be unsigned; 2 * 128 * 127 fits 16 bits */
+  __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)w), _mm256_sign_epi8((__m256i)x, (__m256i)w));
+  return sum + (v8i)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+  return dot_plain(sum, w, x, 1);
+#endif
+}
+
+/* The same for w of 0 to 15; a group's sum stays within 16 bits (8 * 2 * 15 * 127), so it is widened once, by `sum4`. */
+INLINE v8i add4(v8i sum, v8i w, v8i x) {
+#if defined(__AVX512VNNI__)
+  return (v8i)_mm256_dpbusd_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
+#elif defined(__AVX2__)
+  return (v8i)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, (__m256i)x));
+#else
+  return dot_plain(sum, w, x, 0);
+#endif
+}
+
+INLINE v8i sum4(v8i sum) {
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+  return (v8i)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1));
+#else
+  return sum;
+#endif
+}
+
+/* m rows of x from `at` on, times eight rows of W. `bits` and `m` are constants where this is called, so that loops unroll. */
+INLINE void tile(const int m, const int bits, const uint8_t *w, const uint16_t *scale, const uint16_t *least, const Rows *x, int64_t at,
+                 v8f *out) {
+  const v8f none = {0};
+  const v8i zero = {0};
+  v8f acc[TILE];
+  for (int i = 0; i < m; i++) acc[i] = none;
+  for (int64_t g = 0; g < x->groups; g++, scale += LANES) {
+    v8f d = halves(scale), part[TILE];
+    if (x->rounded) {
+      v8i dot[TILE];
+      for (int i = 0; i < m; i++) dot[i] = zero;
+      for (int v = 0; v < bits; v++, w += 32) {
+        v8i q = load(w);
+        v8i low = q & 0x0f0f0f0f, high = (v8i)((v8u)q >> 4) & 0x0f0f0f0f;
+        for (int i = 0; i < m; i++) {
+          const int8_t *p = x->rounded + ((at + i) * x->groups + g) * GROUP + 4 * v;
+          dot[i] = bits == 8 ? add8(dot[i], q, four(p)) : add4(add4(dot[i], low, four(p)), high, four(p + 16));
+        }
+      }
+      for (int i = 0; i < m; i++) {
+        int64_t j = (at + i) * x->groups + g;
+        v8i whole = bits == 8 ? dot[i] - ABOVE * x->total[j] : sum4(dot[i]);
+        part[i] = __builtin_convertvector(whole, v8f) * x->scale[j];
+      }
+    } else {
+      for (int i = 0; i < m; i++) part[i] = none;
+      for (int v = 0; v < bits; v++, w += 32) {
+        v8i q = load(w);
+        for (int j = 0; j < 4; j++) {
+          v8f low = __builtin_convertvector(bits == 8 ? q << (24 - 8 * j) >> 24 : q >> 8 * j & 15, v8f);
+          v8f high = __builtin_convertvector(q >> (8 * j + 4) & 15, v8f);
+          for (int i = 0; i < m; i++) {
+            const float *p = x->exact + ((at + i) * x->groups + g) * GROUP + 4 * v + j;
+            part[i] += low * p[0];
+            if (bits == 4) part[i] += high * p[16];
+          }
+        }
+      }
+    }
+    for (int i = 0; i < m; i++) acc[i] += part[i] * d;
+    if (bits == 4) { /* codes count from the least value, or from 8 below zero */
+      v8f from = least ? halves(least + g * LANES) : d * -8.0f;
+      for (int i = 0; i < m; i++) acc[i] += from * x->sum[(at + i) * x->groups + g];
+    }
+  }
+  for (int i = 0; i < m; i++) out[i] = acc[i];
+}
+
+static void tiles8(int m, const uint8_t *w, const uint16_t *scale, const uint16_t *least, const Rows *x, int64_t at, v8f *out) {
+  if (m == 4) tile(4, 8, w, scale, least, x, at, out);
+  else if (m == 3) tile(3, 8, w, scale, least, x, at, out);
+  else if (m == 2) tile(2, 8, w, scale, least, x, at, out);
+  else tile(1, 8, w, scale, least, x, at, out);
+}
+
+static void tiles4(int m, const uint8_t *w, const uint16_t *scale, const uint16_t *least, const Rows *x, int64_t at, v8f *out) {
+  if (m == 4) tile(4, 4, w, scale, least, x, at, out);
+  else if (m == 3) tile(3, 4, w, scale, least, x, at, out);
+  else if (m == 2) tile(2, 4, w, scale, least, x, at, out);
+  else tile(1, 4, w, scale, least, x, at, out);
+}
+
+/* One row of x: padded, and where it is rounded, group by group to 127 steps either way (a NaN stays one, in its scale). */
+static void prepare(Rows *x, int64_t row, const float *from, int64_t d_in) {
+  float *exact = x->exact + row * x->groups * GROUP;
+  memcpy(exact, from, d_in * sizeof(float));
+  memset(exact + d_in, 0, (x->groups * GROUP - d_in) * sizeof(float));
+  for (int64_t g = 0; g < x->groups; g++) {
+    const float *v = exact + g * GROUP;
+    int64_t j = row * x->groups + g;
+    float sum = 0, largest = 0;
+    for (int k = 0; k < GROUP; k++) sum += v[k];
+    x->sum[j] = sum;
+    if (!x->rounded) continue;
+    int32_t total = 0;
+    for (int k = 0; k < GROUP; k++) largest = fabsf(v[k]) > largest ? fabsf(v[k]) : largest;
+    float scale = largest / 127, by = scale > 0 ? scale : 1;
+    int sound = sum - sum == 0; /* neither infinite nor NaN */
+    for (int k = 0; k < GROUP; k++) {
+      int32_t q = sound ? (int32_t)rintf(v[k] / by) : 0;
+      x->rounded[j * GROUP + k] = (int8_t)q;
+      total += q;
+    }
+    x->scale[j] = sound ? scale : sum - sum;
+    x->total[j] = total;
+    x->sum[j] = scale * (float)total;
+  }
+}
+
+/* codes [d_out / 8, groups, bits, 8, 4] bytes, scale and least [d_out / 8, groups, 8] float16 (least, bias: NULL where there is none),
+   x [rows, d_in], y [rows, d_out]; d_out counted up to whole eights in the weights. Returns 0, or 1 where memory is missing. */
+int plait_product(const uint8_t *codes, const uint16_t *scale, const uint16_t *least, const float *bias, const float *from, float *y,
+                  int64_t rows, int64_t d_in, int64_t d_out, int bits, int rounded, int threads) {
+  Rows x = {.groups = (d_in + GROUP - 1) / GROUP};
+  int64_t count = rows * x.groups, blocks = (d_out + LANES - 1) / LANES;
+  char *room = malloc(count * (GROUP * (sizeof(float) + 1) + 3 * sizeof(float)) + 1);
+  if (!room) return 1;
+  x.exact = (float *)room;
+  x.scale = x.exact + count * GROUP;
+  x.sum = x.scale + count;
+  x.total = (int32_t *)(x.sum + count);
+  x.rounded = rounded ? (int8_t *)(x.total + count) : NULL;
+#pragma omp parallel num_threads(threads) if (blocks * count > 4096)
+  {
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows; row++) prepare(&x, row, from + row * d_in, d_in);
+#pragma omp for schedule(static)
+    for (int64_t b = 0; b < blocks; b++) {
+      int64_t first = b * LANES, many = d_out - first < LANES ? d_out - first : LANES;
+      const uint16_t *d = scale + first * x.groups, *l = least ? least + first * x.groups : NULL;
+      float add[LANES] = {0};
+      if (bias) memcpy(add, bias + first, many * sizeof(float));
+      for (int64_t at = 0; at < rows; at += TILE) {
+        int m = rows - at < TILE ? (int)(rows - at) : TILE;
+        v8f out[TILE];
+        (bits == 8 ? tiles8 : tiles4)(m, codes + first * x.groups * bits * 4, d, l, &x, at, out);
+        for (int i = 0; i < m; i++)
+          for (int r = 0; r < many; r++) y[(at + i) * d_out + first + r] = out[i][r] + add[r];
+      }
+    }
+  }
+  free(room);
+  return 0;
+}
