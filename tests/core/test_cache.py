@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from plait.core.attention import Attention, CrossAttention
 from plait.core.biases import ALiBi, RelativeBias, Shaw
 from plait.core.blocks import body, each
-from plait.core.cache import Cache
+from plait.core.cache import Cache, joined
 from plait.core.feedforward import FFN
 from plait.core.kernels import reference, sdpa
 from plait.core.masks import Window, causal
@@ -139,6 +139,34 @@ def test_the_number_of_rows_may_change():
     assert_close(out, whole[:, 3:5].expand(4, -1, -1), rtol=1e-10, atol=1e-12)
     cache.reorder(torch.tensor([2]))
     assert_close(net.run("decoder", x[:, 5:], cache=cache).x, whole[:, 5:], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("slots", SLOTS)
+def test_rows_that_join_are_alone(slots, monkeypatch):
+    """Rows of other lengths, two of them left padded, come together; one leaves, and what was padding in the rest is dropped."""
+    net = decoder(slots, Sinusoid())
+    x, real = torch.randn(4, 12, D, dtype=torch.float64), torch.ones(2, 5, dtype=torch.bool)
+    real[0, :2], real[1, :1] = False, False
+    begins, caches = [0, 4, 7, 6], [Cache(7), Cache(3), Cache(5)]  # row i is x[i, begin:]; the cached ones end at 7, 7, 10 and 11
+    net.run("decoder", x[:1, :7], cache=caches[0])
+    net.run("decoder", x[1:2, 4:7], cache=caches[1])
+    net.run("decoder", caches[2].stream(torch.stack([x[2, 5:10], x[3, 5:10]]), real), cache=caches[2])
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape: self.new_full(shape, float("nan")))  # what memory may hold
+    cache = joined(caches, 9)
+    ends, rows = [7, 7, 10, 10], [0, 1, 2, 3]
+
+    def further(rows):
+        out = net.run("decoder", torch.stack([x[row, ends[row]] for row in rows])[:, None], cache=cache).x
+        for i, row in enumerate(rows):
+            ends[row] += 1
+            assert_close(out[i, -1], net(x[row : row + 1, begins[row] : ends[row]])["decoder"].x[0, -1], rtol=1e-10, atol=1e-12)
+
+    further(rows)
+    assert cache.length == 8
+    cache.reorder(torch.tensor([1, 2, 3]))
+    cache = joined([cache], 6)
+    assert cache.length == 5 and cache.padding() == 0
+    further([1, 2, 3])
 
 
 def test_keep_sources_drops_what_is_finished():

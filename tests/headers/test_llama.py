@@ -116,9 +116,7 @@ def test_gguf_there_and_back(architecture):
     q = net.decoder.blocks[1].self_attn.q_proj.weight.detach()
     pairs = q.reshape(2, 2, 3, 12).swapaxes(1, 2).reshape(12, 12)  # convert_hf_to_gguf.py's permute
     assert torch.equal(made["blk.1.attn_q.weight"], pairs if architecture == "llama" else q)
-    made["rope_freqs.weight"] = torch.ones(3)
     with torch.device("meta"):
         twin = build(c)
-    certificate = load(twin, Held(made), gguf_rules(c, architecture))
-    assert list(certificate.dropped) == ["rope_freqs.weight"]
+    load(twin, Held(made), gguf_rules(c, architecture))
     assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), net.parameters(), strict=True))

@@ -166,6 +166,11 @@ def config(folder, **changes):
         (lambda f: config(f, hidden_size=48), "encoder.blocks.0"),
         (lambda f: config(f, num_hidden_layers=3), "encoder.layer.2"),
         (lambda f: config(f, num_attention_heads=5), "n_heads=5"),
+        (lambda f: config(f, num_attention_heads=0), "no model can be built of these settings"),
+        (lambda f: config(f, max_position_embeddings=10**30), "no model can be built of these settings"),
+        (lambda f: config(f, hidden_size=-24), "hidden_size=-24"),
+        (lambda f: config(f, model_type=["bert"]), "config.json"),
+        (lambda f: config(f, architectures=5), "architectures=5"),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
         (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]), "model.safetensors"),
         (lambda f: (f / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(50))])), "tokens"),
@@ -178,6 +183,39 @@ def test_wrong_files_end_with_one_message(folder, breaks, says, capsys):
     assert says in str(error.value)
     assert cli.main(["run", str(folder), "the [MASK]"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"),
+    [
+        ([2, 11], "row 0: 11 is no id of the encoder, which knows 0 to 10"),
+        ([[2], [-1]], "row 1: -1 is no id"),
+        ("ab", "'a' is no id"),
+        ([[2, 1.5]], "1.5 is no id"),
+        ([], "no ids"),
+        (3.5, "3.5: expected a list of ids"),
+        ([2] * 17, "17 ids, this model takes 16"),
+    ],
+)
+def test_ids_that_a_model_does_not_know(folder, ids, says):
+    with pytest.raises(InputError) as error:
+        library.load(folder).logits(ids)
+    assert says in str(error.value)
+
+
+def test_a_device_that_is_not_there(folder):
+    with pytest.raises(InputError, match="device='gpu9' cannot be used"):
+        library.load(folder, device="gpu9")
+
+
+def test_numbers_of_candidates(folder):
+    model = library.load(folder)
+    assert len(model("the [MASK]", n_best=99)[0]) == 11
+    with pytest.raises(InputError, match="n_best=0: give a whole number from 1"):
+        model("the [MASK]", n_best=0)
+    (folder / "vocab.txt").write_text((folder / "vocab.txt").read_text().replace("[MASK]", "[GAP]"))
+    with pytest.raises(InputError, match="mask_token"):
+        library.load(folder)("the [MASK]")
 
 
 def test_a_folder_without_a_tokenizer_works_on_ids(folder, capsys):

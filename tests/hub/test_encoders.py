@@ -279,3 +279,76 @@ def test_texts_are_ranked_by_cosine(make, tmp_path, capsys):
     ):
         assert cli.main(["run", str(folder), "the door", *words]) == 2
         assert says in capsys.readouterr().err
+
+
+# ---- vectors ----
+
+
+def sentences(folder, said, **files):
+    """The files that a model of sentence embeddings has beside its encoder."""
+    parts = [("a.Transformer", ""), ("a.Pooling", "1_Pooling"), ("a.Normalize", "2_Normalize")]
+    (folder / "modules.json").write_text(json.dumps([{"type": kind, "path": path} for kind, path in parts[: 2 + ("unit" in said)]]))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{name}": True for name in said if name != "unit"}))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("said", [["mean_tokens"], ["cls_token"], ["max_tokens"], ["mean_tokens", "unit"], None])
+def test_vectors_are_pooled_as_the_checkpoint_says(make, said):
+    folder, peer, tokenizer = make("Model", None)
+    if said:
+        sentences(folder, said, sentence_bert_config={"max_seq_length": 12, "do_lower_case": False})
+    length = 12 if said else SIZES["max_position_embeddings"]
+    texts = [*TEXTS, LONG]  # of many lengths, so that most are padded
+    for text, vector in zip(texts, library.load(folder)(texts), strict=True):
+        ids = tokenizer(text, truncation=True, max_length=length, return_tensors="pt")
+        with torch.no_grad():
+            hidden = peer(**ids).last_hidden_state[0].double()
+        wanted = {"cls_token": hidden[0], "max_tokens": hidden.amax(0)}.get(said[0] if said else "", hidden.mean(0))
+        np.testing.assert_allclose(vector, wanted / wanted.norm() if said and "unit" in said else wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("said", "files", "says"),
+    [
+        (["mean_tokens", "cls_token"], {}, "pools by"),
+        (["weightedmean_tokens"], {}, "pooling_mode_weightedmean_tokens"),
+        (["cls_token"], {"sentence_bert_config": {"max_seq_length": "12"}}, "max_seq_length='12'"),
+        (["cls_token"], {"sentence_bert_config": {"max_seq_length": 12, "do_lower_case": True}}, "do_lower_case"),
+        (["cls_token"], {"config_sentence_transformers": {"default_prompt_name": "query"}}, "default_prompt_name='query'"),
+        (["cls_token"], {"modules": [{"type": "a.Transformer", "path": ""}, {"type": "a.Dense", "path": "d"}]}, "Dense"),
+        (["cls_token"], {"modules": {}}, "modules.json: is not the list"),
+        (["cls_token"], {"modules": [{"type": "a.Pooling", "path": "away"}]}, "away/config.json: cannot be read"),
+    ],
+)
+def test_vectors_that_cannot_be_made_as_the_checkpoint_says(make, said, files, says):
+    folder, *_ = make("Model", None)
+    sentences(folder, said, **files)
+    with pytest.raises(InputError) as error:
+        library.load(folder)
+    assert says in str(error.value)
+
+
+def test_a_length_without_room_for_a_text(make):
+    folder, *_ = make("Model", None)
+    sentences(folder, ["mean_tokens"], sentence_bert_config={"max_seq_length": 2})
+    with pytest.raises(InputError, match="no room"):
+        library.load(folder)("the door")
+
+
+# ---- what is asked for ----
+
+
+def test_what_cannot_be_asked_for(make):
+    folder, *_ = make("ForQuestionAnswering", None)
+    model = library.load(folder)
+    with pytest.raises(InputError) as error:
+        model("who", "the door", n_best=-1, max_answer_tokens=0)
+    assert error.value.faults == ["n_best=-1: give a whole number from 1", "max_answer_tokens=0: give a whole number from 1"]
+    torch.nn.init.constant_(model.net.get_submodule("encoder.embed.tokens").weight, float("nan"))
+    with pytest.raises(InputError, match="scores are not numbers"):
+        model("who", "the door")
+    folder, *_ = make("ForSequenceClassification")
+    with pytest.raises(InputError, match="3 texts in one tuple"):
+        library.load(folder)(("the", "door", "is"))

@@ -13,7 +13,8 @@ import plait as library
 from plait import cli
 from plait.data.packages import find
 from plait.errors import InputError
-from plait.hub.languages import texts_of
+from plait.generate.text import texts_of
+from plait.hub.decoding import Decoding
 from plait.hub.zoo import ZOO, folder_of
 from plait.weights.opening import open_source
 
@@ -85,13 +86,142 @@ def test_every_prompt_that_does_not_fit_is_named(folder, capsys):
     assert "input 7: is 70" in str(error.value) and "input 6" not in str(error.value)
     for how, says in (
         (dict(max_new_tokens=-1), "max_new_tokens=-1"),
-        (dict(temperature=0.5), "not built"),
+        (dict(top_p=0.5), "top_p=0.5: is of sampling"),
+        (dict(n=2), "n=2: at most as many as beams"),
+        (dict(temperature=-1, top_k=0, seed=-1), "(?s)temperature=-1.*top_k=0.*seed=-1"),
+        (dict(temperature=float("nan")), "temperature=nan"),
+        (dict(beams=2, temperature=1.0, stop="a"), "(?s)searched, not drawn.*stop strings go with one beam"),
+        (dict(beams=2, stream=True), "one answer of one beam"),
+        (dict(stop=""), "not empty"),
+        (dict(logit_bias={257: 1.0}), "ids below 257"),
         (dict(min_new_tokens=99), "=99"),
     ):
         with pytest.raises(InputError, match=says):
             model.generate("a", **how)
     assert cli.main(["run", str(folder), "a", "b" * 64, "--max-new-tokens", "3"]) == 2
     assert "input 2: is 64" in capsys.readouterr().err
+
+
+PROMPTS = ([1, 2], [100, 7, 8, 7, 8], [256], list(b"the door"))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (dict(repetition_penalty=1.6), {}),
+        (dict(no_repeat_ngram_size=2), {}),
+        (dict(logit_bias={7: 2.0, 30: -3.5, 256: -1.0}), dict(sequence_bias={(7,): 2.0, (30,): -3.5, (256,): -1.0})),
+        (dict(beams=3, n=3), {}),
+        (dict(beams=4, n=2, length_penalty=0.3, min_new_tokens=3, repetition_penalty=1.3), {}),
+        (dict(beams=2, n=2, no_repeat_ngram_size=1, logit_bias={256: 3.0}), dict(sequence_bias={(256,): 3.0})),
+    ],
+)
+def test_options_are_the_references(folder, ours, theirs):
+    """Greedy and beams with scores; beams are all ended by force, since what is cut at the limit is scored by another rule of ours."""
+    peer, model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval(), library.load(folder)
+    beams, n = ours.get("beams", 1), ours.get("n", 1)
+    if beams > 1:
+        theirs = theirs | dict(forced_eos_token_id=256)
+        model.settings = model.settings | dict(forced_eos_token_id=256)
+    same = {name: value for name, value in ours.items() if name not in ("beams", "n", "logit_bias")}
+    found = model.generate(list(PROMPTS), 10, **ours)
+    for prompt, answers in zip(PROMPTS, found, strict=True):
+        out = peer.generate(
+            torch.tensor([prompt]), max_new_tokens=10, do_sample=False, num_beams=beams, num_return_sequences=n, pad_token_id=256,
+            eos_token_id=256, return_dict_in_generate=True, output_scores=True, **same, **theirs,
+        )  # fmt: skip
+        wanted = [row[len(prompt) :] for row in out.sequences.tolist()]
+        wanted = [row[: row.index(256)] if 256 in row else row for row in wanted]
+        assert (answers if n > 1 else [answers]) == wanted
+        if beams > 1:
+            hypotheses = model._found([list(prompt)], Decoding(10, **ours), model.ends, 1)[0]
+            assert [h.score for h in hypotheses] == pytest.approx(out.sequences_scores.tolist(), abs=1e-4)
+
+
+def test_penalties_of_what_was_used(folder):
+    """Against the formula on the model's own scores: the prompt does not count."""
+    model = library.load(folder)
+    for presence, frequency in ((1.5, 0.0), (0.0, 0.7), (0.5, -0.4)):
+        ids = []
+        for _ in range(10):
+            scores = torch.tensor(model.logits([*PROMPTS[1], *ids])[0][-1])
+            for id in set(ids):
+                scores[id] -= presence + frequency * ids.count(id)
+            ids.append(int(scores.argmax()))
+            if ids[-1] == 256:
+                break
+        wanted = ids[: ids.index(256)] if 256 in ids else ids
+        assert model.generate(PROMPTS[1], 10, presence_penalty=presence, frequency_penalty=frequency) == wanted
+
+
+def test_the_checkpoints_settings(folder):
+    """Penalties are followed, sampling only where it is asked for, and what is not built is refused."""
+    place, plain = folder / "generation_config.json", library.load(folder)
+    how = dict(max_new_tokens=8, temperature=0.9, seed=5)
+    wanted, drawn = plain.generate([1, 2], 8, repetition_penalty=1.7), plain.generate([1, 2], **how, top_k=2)
+    assert wanted != plain.generate([1, 2], 8) and drawn != plain.generate([1, 2], **how)
+    try:
+        place.write_text(json.dumps({"eos_token_id": 256, "repetition_penalty": 1.7}))
+        assert library.load(folder).generate([1, 2], 8) == wanted
+        place.write_text(json.dumps({"eos_token_id": 256, "do_sample": True, "temperature": 5.0, "top_k": 2}))
+        model = library.load(folder)
+        assert model.generate([1, 2], 8) == plain.generate([1, 2], 8) and model.generate([1, 2], **how) == drawn
+        place.write_text(json.dumps({"eos_token_id": 256, "guidance_scale": 3.0}))
+        with pytest.raises(InputError, match=r"guidance_scale=3.0 is not built yet"):
+            library.load(folder).generate([1, 2], 8)
+    finally:
+        place.unlink()
+
+
+def test_samples_do_not_depend_on_their_batch(folder):
+    model = library.load(folder)
+    how = dict(max_new_tokens=12, temperature=1.2, top_p=0.95, seed=11)
+    samples = model.generate(list(PROMPTS), **how, n=4)
+    assert [model.generate(prompt, **how, n=4) for prompt in PROMPTS] == samples
+    assert model.generate(list(PROMPTS)[::-1], **how) == [some[0] for some in samples][::-1]
+    assert [list(model.generate(prompt, **how, stream=True)) for prompt in PROMPTS] == [some[0] for some in samples]
+    assert (
+        len({tuple(ids) for some in samples for ids in some}) > 12 and model.generate(list(PROMPTS), **how | {"seed": 12}, n=4) != samples
+    )
+
+
+def test_stop_strings(folder, capsys):
+    model = library.load(folder)
+    whole = model.generate("the", 30, no_repeat_ngram_size=2)
+    how = dict(max_new_tokens=30, no_repeat_ngram_size=2)
+    at = next(i for i in range(5, len(whole)) if whole[i : i + 3].isascii())
+    for stop in (whole[at : at + 3], [whole[at : at + 3], whole[at + 1 : at + 4], "never met"]):
+        said = whole[: min(whole.find(word) for word in ([stop] if isinstance(stop, str) else stop) if word in whole)]
+        assert model.generate(["the", "the"], **how, stop=stop) == [said, said]
+        assert "".join(model.generate("the", **how, stop=stop, stream=True)) == said
+        assert model.decode(model.generate(model.encode("the"), **how, stop=stop)).startswith(said)
+    assert model.generate("the", **how, stop="never met") == whole
+    assert cli.main(["run", str(folder), "the", "--no-repeat-ngram-size", "2", "--max-new-tokens", "30", "--stop", whole[at : at + 3]]) == 0
+    assert capsys.readouterr().out == f"the{whole[: whole.find(whole[at : at + 3])]}\n"
+
+
+def test_what_cannot_be_continued(folder, capsys):
+    model = library.load(folder)
+    assert cli.main(["run", str(folder), "a", "--max-new-tokens", "0"]) == 0 and capsys.readouterr().out == "a\n"
+    assert cli.main(["run", str(folder), "a", "--logit-bias", "3"]) == 2 and "expected ID=NUMBER" in capsys.readouterr().err
+    assert cli.main(["run", str(folder), "a", "--logit-bias", "98=99", "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out == "abbb\n".replace("b", model.decode([98]))
+    half = model.generate("the", 20, stream=True)
+    next(half)
+    half.close()
+    assert torch.zeros(1).requires_grad_().mul(2).requires_grad  # a stream that was left leaves no mode behind
+    with pytest.raises(InputError, match=r"input 1: 300 is no id|300 is no id"):
+        model.generate([300], 3)
+    model.settings = model.settings | {"suppress_tokens": list(range(257))}
+    for beams in (1, 2):
+        with pytest.raises(InputError, match=r"(?s)input 2: .*forbidden"):
+            model.generate(["a", "b"], 3, beams=beams)
+    model = library.load(folder)
+    with torch.no_grad():
+        next(p for name, p in model.net.named_parameters() if "ffn" in name).fill_(float("nan"))
+    for how in ({}, dict(temperature=1.0), dict(beams=2)):
+        with pytest.raises(InputError, match="NaN"):
+            model.generate("a", 3, **how)
 
 
 def test_conversations(folder, capsys, monkeypatch):

@@ -142,6 +142,8 @@ SETTINGS = {
     "to the end": dict(num_beams=4, max_length=14, length_penalty=0.6, early_stopping="never", forced=True),
     "forbidden": dict(num_beams=3, max_length=12, bad_words_ids=[[7], [8, 9], [3, 3]], suppress_tokens=[5, 10],
                       begin_suppress_tokens=[4, 6], renormalize_logits=True, forced=True),
+    "penalised": dict(num_beams=1, max_length=14, repetition_penalty=1.7),
+    "penalised beams": dict(num_beams=4, max_length=14, repetition_penalty=1.4, no_repeat_ngram_size=2, forced=True),
     "first token": dict(num_beams=4, max_new_tokens=9, min_new_tokens=3, forced_bos_token_id=11, forced=True),
 }  # fmt: skip
 
@@ -216,7 +218,7 @@ def test_what_is_too_long_is_translated_in_pieces_and_refused_otherwise(made):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (dict(do_sample=True, repetition_penalty=1.3, num_beams=2), ["do_sample=True is not built yet", "repetition_penalty=1.3"]),
+        (dict(guidance_scale=2.0, num_beam_groups=2), ["guidance_scale=2.0 is not built yet", "num_beam_groups=2"]),
         (dict(eos_token_id=[1, 2]), ["eos_token_id=[1, 2]"]),
         (
             dict(max_length="long", early_stopping="often", length_penalty=None, bad_words_ids=[3]),
@@ -239,7 +241,47 @@ def test_a_caller_may_choose_another_search(made):
     say(folder, do_sample=True, temperature=0.7, max_length=12, min_length=9)
     model = library.load(folder)
     assert model("the door", num_beams=2) and len(model.generate([0, 5, 2], 3)) <= 3
-    with pytest.raises(InputError, match="sampling is not built yet"):
-        model.generate("a", temperature=1.0)
     with pytest.raises(InputError, match="at most as many"):
         model.answers(["a"], n_best=3, num_beams=2)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_sampled_answers_are_the_same_in_any_batch(made, kind):
+    folder, _ = made(kind)
+    say(folder, do_sample=True, top_k=40, num_beams=2, max_length=12)
+    model = library.load(folder)
+    rows = [model.encode(text) for text in TEXTS]
+    how = dict(max_new_tokens=9, temperature=1.3, seed=7, n=3)
+    together = model.generate(rows, **how)
+    assert [model.generate(row, **how) for row in rows] == together == model.generate(rows[::-1], **how)[::-1]
+    assert all(len(some) == 3 for some in together) and len({tuple(ids) for some in together for ids in some}) > 6
+    assert model.generate(rows, **how | {"seed": 8}) != together
+    assert model.generate(rows, 9, temperature=1.3, top_k=1) == model.generate(rows, 9, beams=1)
+    one = dict(max_new_tokens=9, temperature=1.3, seed=7)
+    for row, some in zip(rows, together, strict=True):
+        assert list(model.generate(row, **one, stream=True)) == some[0]
+    texts = model.generate(TEXTS, **how)
+    if kind != "t5":  # whose texts may have a prefix
+        assert texts == [[model.decode(ids) for ids in some] for some in together]
+    assert [model.generate(text, **how) for text in TEXTS] == texts
+    at, whole = next((i, some[0]) for i, some in enumerate(texts) if len(some[0].strip()) > 3)
+    text, word = TEXTS[at], whole.strip()[1:3]
+    assert "".join(model.generate(text, **one, stream=True)) == whole
+    assert model.generate(text, **one, stop=word) == whole[: whole.index(word)]
+    assert "".join(model.generate(text, **one, stop=[word, "never met"], stream=True)) == whole[: whole.index(word)]
+
+
+def test_sampled_answers_on_the_command_line(made, capsys):
+    folder, _ = made("bart")
+    say(folder, max_length=12)
+    model = library.load(folder)
+    wanted = model.generate("the door", 6, temperature=0.8, seed=3, n=2)
+    words = ["--temperature", "0.8", "--seed", "3", "--n", "2", "--max-new-tokens", "6", "--json"]
+    assert cli.main(["run", str(folder), "the door", *words]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [said["answer"], said["alternatives"][0]["answer"]] == wanted and said["score"] < 0
+    assert cli.main(["run", str(folder), "the door", "--top-k", "3"]) == 2 and "temperature above 0" in capsys.readouterr().err
+    with pytest.raises(InputError, match="stop strings go with one beam"):
+        model("a", stop="b", beams=2)
+    with pytest.raises(InputError, match="forbid every one"):
+        model("a", suppress_tokens=list(range(model.net.heads["lm"].weight.shape[0])), max_new_tokens=3)

@@ -7,7 +7,9 @@ import torch
 from torch.testing import assert_close
 
 from plait.core.stream import Stream
+from plait.errors import InputError
 from plait.models import albert
+from plait.weights import config as keys
 from plait.weights import rules as table
 from plait.weights.source import Held
 
@@ -74,3 +76,9 @@ def test_logits_are_the_reference(head, theirs, ours):
             assert_close(net.heads["classify"](hidden[:, 0]), out.logits, rtol=0, atol=1e-9)
         else:
             assert_close(net.heads[head](hidden)[seen], out.logits[seen], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("said", [{"inner_group_num": 2}, {"hidden_act": "odd"}, {"is_decoder": True}, {"new": 1}])
+def test_what_is_not_understood_is_refused_by_name(said):
+    with pytest.raises(InputError, match=next(iter(said))):
+        keys.read(albert.KEYS, {"model_type": "albert", **said})

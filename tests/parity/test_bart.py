@@ -127,6 +127,22 @@ def test_the_config_is_read_and_written(family, theirs, ours):
     assert bart.Config(**keys.read(bart.KEYS, raw)) == read
 
 
+@torch.no_grad()
+def test_a_model_saved_without_its_head_scores_without_a_bias():
+    """facebook/bart-base and bart-large are such files; the first ones also hold the number of their format."""
+    whole = reference("bart", {})
+    whole.final_logits_bias.zero_()
+    bare = {**whole.model.state_dict(), "encoder.version": torch.ones(1), "decoder.version": torch.ones(1)}
+    config = bart.fitted(BART, bare)
+    net = bart.build(config).eval()
+    certificate = table.load(net, Held(bare), bart.rules(config))
+    assert set(certificate.dropped) == {"encoder.version", "decoder.version"} and certificate.bare == "model."
+    source, target, _ = batch()
+    scores = net.heads["lm"](net(encoder=source, decoder=target)["decoder"].x)
+    assert_close(scores, whole(input_ids=source, decoder_input_ids=target).logits, rtol=0, atol=5e-5)
+    assert bart.fitted(BART, whole.state_dict()) == BART
+
+
 @pytest.mark.parametrize("said", [{"activation_function": "odd"}, {"tie_word_embeddings": False}, {"normalize_before": True}, {"new": 1}])
 def test_what_is_not_understood_is_refused_by_name(said):
     with pytest.raises(InputError, match=next(iter(said))):

@@ -1,13 +1,15 @@
 """BERT against the reference implementation: tiny models with random weights, every option that changes what is computed."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from plait.core.stream import Stream
+from plait.errors import InputError
 from plait.models import bert
+from plait.weights import config as keys
 from plait.weights import rules as table
 from plait.weights.source import Held
 
@@ -103,3 +105,30 @@ def test_the_loss_is_theirs():
     net = loaded(peer, OURS).double()
     scores = net.heads["mlm"](net(encoder=Stream(ids, types=types, real=real))["encoder"].x)
     assert_close(torch.nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten()), wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("head", CLASSES)
+def test_the_config_is_read_and_written(head):
+    """From the reference's own config.json; what we write is read by the reference as the same model, and by us."""
+    options = {"layer_norm_eps": 1e-5, "hidden_act": "relu", "type_vocab_size": 3, "tie_word_embeddings": False, "num_labels": 4}
+    raw = {**reference(head, **options).config.to_dict(), "architectures": [CLASSES[head]]}
+    read = bert.Config(**keys.read(bert.KEYS, raw))
+    wanted = replace(OURS, norm_eps=1e-5, activation="relu", types=3, tie=False, labels=4, head=head, dropout=0.0)
+    assert read == replace(wanted, attention_dropout=0.0)
+    back = keys.write(bert.KEYS, asdict(read))
+    again = {**transformers.BertConfig(**back).to_dict(), "architectures": back["architectures"]}
+    assert bert.Config(**keys.read(bert.KEYS, again)) == bert.Config(**keys.read(bert.KEYS, back)) == read
+
+
+@pytest.mark.parametrize("said", [{"position_embedding_type": "relative_key"}, {"is_decoder": True}, {"hidden_act": "odd"}, {"new": 1}])
+def test_what_is_not_understood_is_refused_by_name(said):
+    with pytest.raises(InputError, match=next(iter(said))):
+        keys.read(bert.KEYS, {**reference().config.to_dict(), **said})
+
+
+def test_two_biases_of_one_output_must_be_one():
+    """Files hold the bias of the scores under two names; the reference reads one of them."""
+    state = reference().state_dict()
+    state["cls.predictions.decoder.bias"] = state["cls.predictions.bias"] + 1
+    with pytest.raises(InputError, match=r"cls.predictions.decoder.bias .* differ in the file"):
+        table.load(bert.build(OURS), Held(state), bert.rules(OURS))

@@ -149,3 +149,10 @@ UNTIED_BUT_SCALED = {"tie_word_embeddings": False, "scale_decoder_outputs": True
 def test_what_is_not_understood_is_refused_by_name(said):
     with pytest.raises(InputError, match=next(iter(said)) if len(said) == 1 else "scale_decoder_outputs"):
         keys.read(t5.KEYS, {**reference({}).config.to_dict(), **said})
+
+
+def test_a_table_of_the_first_releases_that_nothing_reads_is_dropped():
+    peer = reference({})
+    name = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    held = Held({**peer.state_dict(), name: torch.ones(32, 3)})
+    assert set(table.load(t5.build(OURS), held, t5.rules(OURS)).dropped) == {name}

@@ -242,6 +242,21 @@ def test_marian(spm, tmp_path):
         source.save(tmp_path / "tokenizer.json")
 
 
+def test_marian_with_a_vocabulary_a_side(spm, tmp_path):
+    for side in ("source", "target"):
+        (tmp_path / f"{side}.spm").write_bytes(spm("unigram").read_bytes())
+    pieces = [text for text, _, type in read_sentencepiece(spm("unigram")).pieces if type == 1]
+    vocab, target_vocab = ({text: id for id, text in enumerate(["</s>", "<unk>", *row, "<pad>"])} for row in (pieces, pieces[::-1]))
+    config = {"tokenizer_class": "MarianTokenizer", "separate_vocabs": True}
+    write(tmp_path, vocab_json=vocab, target_vocab_json=target_vocab, tokenizer_config_json=config)
+    with pytest.warns(UserWarning, match="sacremoses"):
+        reference = transformers.MarianTokenizer.from_pretrained(tmp_path)
+    source, target = load_pair(tmp_path)
+    assert source.encode("Hello world") == reference("Hello world", add_special_tokens=False)["input_ids"]
+    wanted = reference(text_target="Hello world", add_special_tokens=False)["input_ids"]
+    assert target.encode("Hello world") == wanted != source.encode("Hello world")
+
+
 # ---- wrong files ----
 
 
@@ -286,8 +301,12 @@ def faults_of(path, **more) -> str:
         ({"source.spm": b"x", "vocab.json": '{"a": 0}'}, ["has no </s>", "has no <unk>"]),
         ({"source.spm": b"x"}, ["vocab.json: cannot be read"]),
         ({"a.model": b"x", "tokenizer_config.json": '{"tokenizer_class": "XLMRobertaTokenizer"}'}, ["load its tokenizer.json"]),
+        ({"a.model": b"x", "config.json": '{"model_type": "xlm-roberta"}'}, ["XLMRobertaTokenizer", "load its tokenizer.json"]),
+        ({"vocab.txt": "[UNK]\n[SEP]", "tokenizer_config.json": '{"tokenizer_class": "EsmTokenizer"}'}, ["EsmTokenizer"]),
+        ({"vocab.json": '{"a": 0}', "merges.txt": "", "tokenizer_config.json": '{"tokenizer_class": "WhisperTokenizer"}'}, ["Whisper"]),
+        ({"vocab.json": '{"a": 0, "a</w>": 1, "<|endoftext|>": 2}', "merges.txt": ""}, ["CLIPTokenizer is not one of GPT2"]),
     ],
-    ids=range(28),
+    ids=range(32),
 )  # fmt: skip
 def test_wrong_files(tmp_path, files, expected):
     for name, content in files.items():

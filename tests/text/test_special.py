@@ -181,7 +181,7 @@ def test_pickling_keeps_everything():
 
 @pytest.mark.parametrize("config", [{}, {"do_lower_case": False}, {"keep_accents": True}])
 def test_albert(tmp_path, config):
-    texts = ["hello world, this is a test of the thing.", "the quick brown fox jumps over the lazy dog", "uber groser cafe 12345"] * 40
+    texts = ['hello world, this is a "test" of the thing.', "the quick brown fox jumps over the lazy dog", "uber groser cafe 12345"] * 40
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_prefix=str(tmp_path / "spiece"), hard_vocab_limit=False, minloglevel=2, vocab_size=120,
         pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, control_symbols=["[CLS]", "[SEP]", "[MASK]"], num_threads=1,

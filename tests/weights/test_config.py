@@ -1,9 +1,11 @@
 """config.json both ways: what is understood, what changes nothing, and what is refused by name."""
 
 import pytest
+import torch
 
+from plait.core import feedforward
 from plait.errors import InputError
-from plait.weights.config import Keys, fixed, group, key, read, write
+from plait.weights.config import ACTIVATIONS, Keys, fixed, group, key, read, write
 
 
 def _read_pair(raw):
@@ -69,7 +71,12 @@ def test_what_does_not_change_the_computation_is_let_through():
         (dict(heads="2"), "heads='2' must be of type int"),
         (dict(tied=1), "tied=1 must be of type bool"),
         (dict(eps=True), "eps=True must be of type float"),
+        (dict(novelty={}), "novelty={} is not understood"),
+        (dict(hidden=-8), "hidden=-8 must be a whole number from 0"),
+        (dict(eps=float("nan")), "eps=nan must be a finite number"),
+        (dict(hidden=5, n_embd=6), "hidden=5, n_embd=6 are names of one setting"),
         (dict(low=5), "low=5 is above high"),
+        (dict(low="5"), "low='5': one of these is of a kind that cannot be understood"),
     ],
 )
 def test_what_is_not_understood_is_an_error(raw, message):
@@ -115,3 +122,13 @@ def test_what_no_family_can_say():
     with pytest.raises(InputError) as refused:
         write(TABLES, {**DEFAULTS, "activation": "gelu"})
     assert refused.value.faults == ["toy: act cannot say activation='gelu'", "windowless: it cannot say window=4"]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_those_of_the_reference(name):
+    theirs = pytest.importorskip("transformers.activations", reason="transformers is not installed (pip install 'plait[bench]')").ACT2FN
+    if name not in theirs:
+        pytest.skip("a name of earlier releases")
+    x = torch.linspace(-6, 6, 101, dtype=torch.float64)
+    # gelu_fast writes sqrt(2 / pi) with ten digits.
+    torch.testing.assert_close(feedforward.ACTIVATIONS[ACTIVATIONS[name]](x), theirs[name](x), rtol=0, atol=1e-9)

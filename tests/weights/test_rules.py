@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from plait.errors import InputError
-from plait.weights.rules import drop, export, load, prefix, rule, split, tie, transpose
+from plait.weights.rules import computed, drop, export, load, prefix, rule, split, tie, transpose
 
 
 class Made:
@@ -181,6 +181,14 @@ def test_a_copy_that_differs_in_one_bit_is_an_error():
         load(Net(), file(head__weight=numbers(8, 4)), TABLE)
 
 
+def test_a_copy_of_another_dtype_is_an_error():
+    source = file()
+    source.tensors["model.embed.weight"] = source.tensors["model.embed.weight"].to(torch.float16)
+    source.tensors["head.weight"] = source.tensors["model.embed.weight"].view(torch.bfloat16)  # the same bits, other numbers
+    with pytest.raises(InputError, match="differ in the file"):
+        load(Net(), source, TABLE)
+
+
 def test_not_a_number_equals_itself_in_a_tie():
     source = file()
     source.tensors["model.embed.weight"][0, 0] = float("nan")
@@ -207,6 +215,35 @@ def test_the_certificate_says_it_all():
     assert certificate.claimed["model.h.0.qkv.bias"] == ("blocks.0.q.bias", "blocks.0.k.bias", "blocks.0.v.bias")
     assert set(certificate.claimed) | set(certificate.dropped) == set(source.tensors)
     assert "without their usual prefix 'model.'" in str(load(Net(), file(""), TABLE))
+
+
+# ---- what the model computes ----
+
+
+def test_a_computed_tensor_is_verified_and_written_back():
+    def table():
+        return (*TABLE, computed("model.sines", lambda: torch.linspace(-1, 1, 6, dtype=torch.float64).sin().reshape(2, 3), "sines"))
+
+    def of(values):
+        source = file()
+        source.tensors = {"model.sines": values, **source.tensors}
+        return source
+
+    exact = torch.linspace(-1, 1, 6, dtype=torch.float64).sin().reshape(2, 3).float()
+    near, far = exact.clone(), exact.clone()
+    near[1, 2] = torch.nextafter(near[1, 2], torch.tensor(9.0))
+    far[1, 2] += 1e-5  # many roundings away, and in one place only
+    for values, is_exact in ((exact, True), (near, False)):
+        certificate = load(net := Net(), of(values), table())
+        assert certificate.computed["model.sines"].exact == is_exact
+        again = export(net, table(), certificate)
+        assert list(again) == list(of(values).tensors)  # in the file's order
+        assert torch.equal(again["model.sines"], exact)
+    assert "model.sines" not in export(net, table())
+    with pytest.raises(InputError, match=r"model.sines \[2, 3\] differs from sines by up to 1e-05"):
+        load(Net(), of(far), table())
+    with pytest.raises(InputError, match=r"model.sines is \[6\] in the file, but sines are \[2, 3\]"):
+        load(Net(), of(exact.flatten()), table())
 
 
 # ---- what is refused ----

@@ -12,8 +12,6 @@ from typing import Any
 
 from plait.errors import InputError, choices
 
-JOBS = ("train-speed", "translate-speed", "quality")
-
 
 def run(o: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """(result, its table) of the job that the options name."""
@@ -47,6 +45,14 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], str]:
             only = contestants(o["only"], ["plait", *start.PEERS], [*start.WHAT])
             done = start.run(o["model"], o["rounds"] or 3, only)
             table = start.shown(done)
+        elif o["job"] == "generate":
+            from plait.bench import generate_speed
+
+            if o["model"] not in generate_speed.MODELS:
+                raise InputError(f"--model {o['model']}: choose {choices(generate_speed.MODELS)}")
+            only = contestants(o["only"], [*generate_speed.MODELS[o["model"]]], [*generate_speed.WHAT])
+            done = generate_speed.run(o["model"], o["rounds"] or 3, only, folder, o["threads"])
+            table = generate_speed.shown(done)
         else:
             from plait.bench import quality
 

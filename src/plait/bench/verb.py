@@ -13,16 +13,16 @@ from plait.verbs.numbers import number_faults
 class Bench:
     """Time and score Plait against named peers, in turn, on this machine."""
 
-    job: Annotated[Literal["train-speed", "translate-speed", "quality", "start"], positional, "what is compared"]
+    job: Annotated[Literal["train-speed", "translate-speed", "quality", "start", "generate"], positional, "what is compared"]
     out: Annotated[Path | None, "FILE", "where the JSON goes; default: bench/results/JOB-DATE.json"] = None
     threads: Annotated[int | None, "CPU threads, the same for all; default: all cores"] = None
     only: Annotated[list[str], "NAMES", "these contestants alone: plait, marian, trainer, torch, generate, ctranslate2 ..."] = field(
         default_factory=list
     )
-    rounds: Annotated[int | None, "turns a contestant; default 20 for train-speed, 5 for translate-speed, 3 for start"] = None
+    rounds: Annotated[int | None, "turns a contestant; default 20 for train-speed, 5 for translate-speed, 3 for start and generate"] = None
     shape: Annotated[str, "of train-speed: medium, or characters (spelling to sounds, batches of 4096 tokens)"] = "medium"
     beams: Annotated[list[int], "of translate-speed: widths of the beam"] = field(default_factory=lambda: [4, 1])
-    model: Annotated[str, "of start: a causal language model"] = "smollm2"
+    model: Annotated[str, "of start: a causal language model; of generate: smollm2, or gpt2 (random weights)"] = "smollm2"
     data: Annotated[str, "of quality: a built-in set"] = "cmudict"
     minutes: Annotated[float, "of quality: wall time of each contestant, from the start of its process"] = 5.0
     run_folder: Annotated[Path | None, "RUN", "of quality: a run of ours that is trained already"] = None

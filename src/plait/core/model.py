@@ -36,7 +36,7 @@ class Model(nn.Module):
     that a paper wants other than each part's own.
     """
 
-    def __init__(self, heads: dict[str, nn.Module] | None = None, init: Callable[["Model"], None] | None = None, **towers: Tower):
+    def __init__(self, heads: dict[str, nn.Module] | None = None, init: Callable[["Model"], None] | None = None, **towers: nn.Module):
         super().__init__()
         self.towers = tuple(towers)
         for name, tower in towers.items():

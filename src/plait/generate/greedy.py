@@ -2,11 +2,9 @@
 
 from collections.abc import Collection, Iterator, Sequence
 
-import torch
-
-from plait.core.cache import Cache
 from plait.core.model import Model
 from plait.generate.constraints import Constraint
+from plait.generate.running import Continuation, Running, continuing
 
 
 def continued(
@@ -19,22 +17,7 @@ def continued(
 ) -> Iterator[int]:
     """Ids after `prompt` (at least one id), the likeliest each time, until one of `stop` (not given out) or `max_new_tokens`.
 
-    The prompt is read in one pass and each later step feeds one id, over a static cache. `constraints` see the prompt too.
+    A running batch of one text. `constraints` see the prompt too.
     """
-    if not len(prompt):
-        raise ValueError("an empty prompt has nothing to continue: give at least the token that begins a text")
-    device = next(net.parameters()).device
-    cache, so_far = Cache(len(prompt) + max_new_tokens), torch.tensor([list(prompt)], device=device)
-    ids = so_far
-    for _ in range(max_new_tokens):
-        with torch.inference_mode():  # entered for each step: a generator may be left for good between two
-            hidden = net.run("decoder", ids, cache=cache).x[:, -1]
-            scores = net.heads[head](hidden)
-            for constraint in constraints:
-                constraint(scores, so_far)
-            token = int(scores.argmax())
-        if token in stop:
-            return
-        yield token
-        ids = torch.tensor([[token]], device=device)
-        so_far = torch.cat([so_far, ids], 1)
+    text = Continuation(prompt, max_new_tokens, stop, constraints)
+    return (token for _, token in continuing(Running(net, head=head), [([text], None)]) if token is not None)

@@ -1,8 +1,8 @@
-"""Greedy and beam search for models whose decoder reads an encoder, over a static cache; finished sources leave the batch."""
+"""Greedy and beam search over a static cache, with or without an encoder that the decoder reads; finished sources leave the batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +10,9 @@ from torch import Tensor
 from plait.core.cache import Cache
 from plait.core.model import Model
 from plait.core.stream import Stream
+from plait.errors import InputError
 from plait.generate.constraints import Constraint
+from plait.generate.memories import kept
 from plait.generate.top import log_normaliser, top
 
 Stopping = bool | Literal["never"]  # Hugging Face's `early_stopping`
@@ -40,10 +42,10 @@ class Hypothesis:
 @torch.inference_mode()
 def search(
     net: Model,
-    sources: Stream,
+    sources: Stream | None,
     *,
-    start: int,
-    end: int,
+    start: int | Tensor,
+    end: int | Sequence[int],
     max_length: int | Sequence[int],
     beams: int = 1,
     n_best: int = 1,
@@ -57,31 +59,39 @@ def search(
 ) -> list[list[Hypothesis]]:
     """The `n_best` (at most `beams`) best answers for each of B source rows, best first.
 
-    `max_length` counts generated ids, the end included: one number or one a source. `forbidden` ids (padding, start) never occur;
-    `constraints` see the start as the id of place 0. A source is done when no running beam can still beat its `n_best`-th finished
-    answer. The other rules of `early_stopping` are Hugging Face's: True stops at the first `beams` finished answers, False where the
-    best running beam, ended now, would not be among them. Answers do not depend on what else is in the batch, up to the rounding of
-    the matrix products.
+    `start` is the id that every answer begins with, or what is already there of each [B, P]: a language model, which has no `sources`,
+    continues prompts of one length. `end` is one id or several, of which each ends an answer. `max_length` counts generated ids, the
+    end included: one number or one a source. `forbidden` ids (padding, start) never occur; `constraints` see the start, or the prompt,
+    from place 0 on. A source is done when no running beam can still beat its `n_best`-th finished answer. The other rules of
+    `early_stopping` are Hugging Face's: True stops at the first `beams` finished answers, False where the best running beam, ended now,
+    would not be among them. Answers do not depend on what else is in the batch, up to the rounding of the matrix products. Where
+    nothing may be answered, the answer is empty and its score -inf. InputError where the model's scores are NaN.
     """
     if beams < 1 or not 1 <= n_best <= beams:
         raise ValueError(f"beams={beams}, n_best={n_best}: at least one beam is needed, and n_best at most as many")
-    memory = net.run(encoder, sources)
-    rows = sources.x.shape[0]
+    device = next(net.parameters()).device
+    memory = None if sources is None else net.run(encoder, sources)
+    if isinstance(start, int):
+        assert sources is not None, "what does not read a source continues prompts [B, P]"
+        start = torch.full((sources.x.shape[0], 1), start, device=device)
+    rows = len(start)
     limits = [max_length] * rows if isinstance(max_length, int) else list(max_length)
     if len(limits) != rows:
         raise ValueError(f"{len(limits)} limits for {rows} sources: one number or one a source is needed")
-    state = Beams(limits, beams, n_best, penalty or gnmt(0.0 if beams == 1 else 0.6), start, end, memory.x.device, early_stopping)
-    cache = Cache(max(limits, default=1))
-    ids = torch.full((rows, 1), start, device=memory.x.device)  # the first step has one beam: the others would be its copies
+    ends = [end] if isinstance(end, int) else list(end)
+    state = Beams(limits, beams, n_best, penalty or gnmt(0.0 if beams == 1 else 0.6), start, ends, early_stopping)
+    cache = Cache(start.shape[1] - 1 + max(limits, default=1))
+    ids = start  # the first step has one beam: the others would be its copies
     if 0 < len(state.active) < rows:  # a source that may have no token takes no part
-        memory, ids = kept(memory, torch.tensor(state.active, device=ids.device)), ids[state.active]
-    banned = torch.tensor(list(forbidden), dtype=torch.long, device=memory.x.device)
+        ids = ids[state.active]
+        memory = None if memory is None else kept(memory, torch.tensor(state.active, device=device))
+    banned = torch.tensor(list(forbidden), dtype=torch.long, device=device)
     while state.active:
-        hidden = net.run(decoder, ids, {encoder: memory}, cache).x[:, -1]  # [rows, D]
+        hidden = net.run(decoder, ids, None if memory is None else {encoder: memory}, cache).x[:, -1]  # [rows, D]
         scores, so_far = net.heads[head](hidden), state.so_far() if constraints else None
-        parents, tokens, gone = state.advance(*candidates(scores, banned, 2 * beams, constraints, so_far))
+        parents, tokens, gone = state.advance(*candidates(scores, banned, state.wide, constraints, so_far))
         if gone is not None:
-            memory = kept(memory, gone)
+            memory = None if memory is None else kept(memory, gone)
             cache.keep_sources(gone)
         if not state.active:
             break
@@ -91,16 +101,13 @@ def search(
     return [state.answers(row) for row in range(rows)]
 
 
-def kept(memory: Stream, rows: Tensor) -> Stream:
-    parts: dict[str, Any] = {name: getattr(memory, name) for name in ("x", "real", "segment", "positions", "pos")}
-    return memory.having(**{name: part[rows] for name, part in parts.items() if part is not None and part.ndim > 1})
-
-
 def candidates(
     scores: Tensor, banned: Tensor, k: int, constraints: Sequence[Constraint] = (), so_far: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The k likeliest ids of each row of scores [N, V] (which are overwritten): (log-probabilities, ids) [N, k]."""
     normaliser = log_normaliser(scores)  # over all ids: what is forbidden does not make the rest likelier
+    if bool(normaliser.isnan().any()):
+        raise InputError("the model's scores of the next token are not numbers (NaN), so none can be chosen")
     if len(banned):
         scores[:, banned] = float("-inf")
     if so_far is None:  # subtracted from k scores a row, not from all of them
@@ -121,13 +128,13 @@ class Beams:
         beams: int,
         n_best: int,
         penalty: Penalty,
-        start: int,
-        end: int,
-        device: torch.device,
+        start: Tensor,
+        ends: Sequence[int],
         early_stopping: Stopping = "never",
     ):
-        self.limits, self.beams, self.n_best, self.penalty, self.start, self.end = limits, beams, n_best, penalty, start, end
-        self.early_stopping = early_stopping
+        self.limits, self.beams, self.n_best, self.penalty, self.start = limits, beams, n_best, penalty, start
+        self.ends, self.early_stopping, device = torch.tensor(ends, dtype=torch.long, device=start.device), early_stopping, start.device
+        self.wide = (1 + max(len(ends), 1)) * beams  # candidates of a row: even if all its ends are among them, K go on
         self.active = [i for i, limit in enumerate(limits) if limit > 0]
         self.finished: list[list[Hypothesis]] = [[] if limit > 0 else [Hypothesis([], 0.0, 0.0, False)] for limit in limits]
         self.scores = torch.zeros(len(self.active), 1, device=device)  # [sources, beams] summed log-probabilities
@@ -135,23 +142,23 @@ class Beams:
         self.length = 0
 
     def so_far(self) -> Tensor:
-        """What each row of the decoder has read [rows, 1 + steps], the start first."""
-        ids = self.tokens.flatten(0, 1)
-        return torch.cat([ids.new_full((len(ids), 1), self.start), ids], 1)
+        """What each row of the decoder has read [rows, P + steps], the start or the prompt first."""
+        begun = self.start[self.active].repeat_interleave(self.tokens.shape[1], 0)
+        return torch.cat([begun, self.tokens.flatten(0, 1)], 1)
 
     def advance(self, values: Tensor, tokens: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """One step from the 2K likeliest ids of each row: any beam has at most one ending, so that leaves K that go on.
+        """One step from the W = K + K · ends likeliest ids of each row: a beam has at most so many endings, so that leaves K that go on.
 
-        `values` (log-probabilities) and `tokens` [sources * running, 2K] -> (former row of each new row or None if unchanged, new
+        `values` (log-probabilities) and `tokens` [sources * running, W] -> (former row of each new row or None if unchanged, new
         ids, sources kept or None).
         """
         self.length += 1
         n, running = self.scores.shape
-        total = (self.scores.view(-1, 1) + values).view(n, -1)  # [sources, running * 2K]
-        best, at = total.topk(min(2 * self.beams, total.shape[1]), dim=1)
-        parent = at // values.shape[1]  # [sources, 2K], the beam it continues
+        total = (self.scores.view(-1, 1) + values).view(n, -1)  # [sources, running * W]
+        best, at = total.topk(min(self.wide, total.shape[1]), dim=1)
+        parent = at // values.shape[1]  # [sources, W], the beam it continues
         token = tokens.view(n, -1).gather(1, at)
-        ends = (token == self.end) | (best == float("-inf"))
+        ends = torch.isin(token, self.ends) | (best == float("-inf"))
         # Candidates that go on, in their order, come first; there are at least K of them unless the vocabulary is tiny.
         order = torch.argsort(ends.to(torch.int8), dim=1, stable=True)[:, : self.beams]
         self.collect(best, parent, token, ends)

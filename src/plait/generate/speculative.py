@@ -20,7 +20,7 @@ Uniform = Callable[[], float]  # the next random number in [0, 1): `random.Rando
 # (ids so far, at most so many) -> guessed ids, and the distributions [n, V] that they were drawn from; None: they were certain.
 Draft = Callable[[Sequence[int], int], tuple[list[int], Tensor | None]]
 
-FIRST, MOST = 4, 16  # guesses at first, and at most: from about 16 rows on a pass takes longer with each (docs/log.md)
+FIRST, MOST = 4, 16  # guesses at first, and at most; a pass over 16 ids takes little longer than one over 2, which reads the same weights
 
 
 @dataclass
@@ -97,14 +97,13 @@ def speculated(
                 token = int(row.argmax())
             else:
                 token = drawn(row, guess, None if drawn_from is None or guess is None else drawn_from[i], random)
-            tally.accepted += token == guess
             if token in stop:
                 return
             text.append(token)
             yield token
             if token != guess:
                 break
-            stood += 1
+            stood, tally.accepted = stood + 1, tally.accepted + 1
         if guesses:
             budget = min(2 * budget if stood == len(guesses) else stood + 1, MOST)
 
@@ -117,6 +116,7 @@ def same_vocabulary(guesses: Sequence[int], drawn_from: Tensor | None, vocab: in
         raise InputError(f"the model has {vocab} ids, its draft others: take a draft with the same vocabulary", faults)
 
 
+@torch.inference_mode()
 def shaped(scores: Tensor, text: Sequence[int], constraints: Sequence[Constraint]) -> Tensor:
     """The scores [1, V] of one step as the constraints leave them: [V]."""
     if constraints:
@@ -156,7 +156,8 @@ def pick(weights: Tensor, random: Uniform) -> int:
 class Lookup:
     """Guesses that what followed the last ids before follows again (prompt lookup): in the text, and in a `source` of the same ids.
 
-    Of all places where the end of the text stands already, the longest match counts (`shortest` to `longest` ids), then the latest.
+    Of all places where the end of the text stands already, the longest match counts (`shortest` to `longest` ids), then the latest. What
+    followed a place in the text goes on into the guesses themselves, so that a text that goes in circles is guessed at any length.
     """
 
     source: Sequence[int] = ()
@@ -164,15 +165,22 @@ class Lookup:
     longest: int = 8
 
     def __call__(self, text: Sequence[int], most: int) -> tuple[list[int], None]:
-        best, found = self.shortest - 1, []
-        for place in (list(text), list(self.source)):
-            stop = len(place) - 1  # what ends the place has nothing after it
-            for at in range(stop - 1, -1, -1):
-                if place[at] == text[-1] and (same := self.matching(place, at, text)) > best:
-                    best, found = same, place[at + 1 : at + 1 + most]
-                    if best == self.longest:
-                        return found, None
-        return found, None
+        text, source = list(text), list(self.source)
+        here, there = self.latest(text, text), self.latest(source, text)
+        if not max(here[0], there[0]):
+            return [], None
+        if there[0] > here[0]:
+            return source[there[1] : there[1] + most], None
+        circle = text[here[1] :]
+        return (circle * (most // len(circle) + 1))[:most], None
+
+    def latest(self, place: list[int], text: list[int]) -> tuple[int, int]:
+        """(ids matched, where the next one stands); (0, 0) if there is no match. What ends the place has nothing after it."""
+        best, found = 0, 0
+        for at in range(len(place) - 2, -1, -1):
+            if place[at] == text[-1] and best < self.longest and (same := self.matching(place, at, text)) >= max(best + 1, self.shortest):
+                best, found = same, at + 1
+        return best, found
 
     def matching(self, place: Sequence[int], at: int, text: Sequence[int]) -> int:
         """How many ids up to place `at` are those that the text ends with."""

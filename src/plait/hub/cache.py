@@ -16,7 +16,7 @@ ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 READ = (
     *("config.json", "generation_config.json", "vocab.json", "vocab.txt", "merges.txt", "modules.json", "*.jinja", "1_Pooling/config.json"),
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "sentence_bert_config.json", "*preprocessor_config.json"),
-    *("*.model", "*.spm"),
+    *("config_sentence_transformers.json", "*.model", "*.spm"),
 )
 SAFE = ("model*.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")

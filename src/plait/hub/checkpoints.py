@@ -16,7 +16,7 @@ from plait.hub.ctranslate2_folder import ctranslate2_parts
 from plait.hub.encoders import ENCODERS
 from plait.hub.languages import LanguageModel
 from plait.hub.pairs import SequenceModel
-from plait.hub.ready import Parts, Ready
+from plait.hub.ready import Parts, Ready, vocabulary
 from plait.text.gguf_tokens import gguf_tokenizer
 from plait.text.loading import load_pair
 from plait.text.special import LoadedTokenizer, read_object
@@ -73,7 +73,10 @@ def open_checkpoint(place: Path, device: str = "cpu") -> Ready:
     kind = kind_of(parts.net)
     if kind is None:
         raise InputError(f"{place}: loads, but what a model of its kind does is not built yet; `plait check` shows it")
-    parts.net.to(device)
+    try:
+        parts.net.to(device)
+    except (AssertionError, RuntimeError) as error:  # no such device, or a torch that was built without it
+        raise InputError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}") from None
     if kind.few_rows is not None:
         for_few_rows(parts.net, kind.few_rows)
     return kind(parts)
@@ -107,35 +110,38 @@ def open_net(place: Path) -> tuple[Model, Certificate, Any, dict[str, Any]]:
                 settings = page.fitted(settings, source.shapes())
             rules, dtype = page.rules(settings) if hasattr(page, "rules") else page.RULES, None
         else:
-            settings = page.gguf_config(raw, source.shapes())
+            settings = page.gguf_config(raw, source)
             rules, dtype = page.gguf_rules(settings, raw["general.architecture"]), torch.float32
         with torch.device("meta"):
             net = page.build(settings)
     except InputError as error:
         raise InputError(f"{where}: {error.message}", error.faults) from None
-    except (ValueError, TypeError, KeyError) as error:
+    except ValueError as error:
         raise InputError(f"{where}: {error}") from None
+    except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:  # a size of 0, or one that no tensor can have
+        raise InputError(f"{where}: no model can be built of these settings: {str(error).splitlines()[0]}") from None
     return net.eval(), table.load(net, source, rules, dtype=dtype), settings, raw
 
 
 def _page_of(raw: dict[str, Any], path: Path) -> ModuleType:
     kinds = {one.model_type: page for page in models.PAGES.values() for one in getattr(page, "KEYS", ())}
-    if raw.get("model_type") not in kinds:
-        raise InputError(f"{path}: model_type={raw.get('model_type')!r} has no page here; there is {choices(sorted(kinds))}")
-    return kinds[raw["model_type"]]
+    kind = raw.get("model_type")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise InputError(f"{path}: model_type={kind!r} has no page here; there is {choices(sorted(kinds))}")
+    return kinds[kind]
 
 
 def _page_of_gguf(metadata: dict[str, Any], path: Path) -> ModuleType:
     kinds = {kind: page for page in models.PAGES.values() for kind in getattr(page, "GGUF", ())}
     kind = metadata.get("general.architecture")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise InputError(f"{path}: general.architecture={kind!r} has no page here that reads GGUF; there is {choices(sorted(kinds))}")
     return kinds[kind]
 
 
 def _check_vocabulary(place: Path, net: Model, tokenizers: tuple[LoadedTokenizer, LoadedTokenizer]) -> None:
     for tower, tokenizer in zip((net.towers[0], net.towers[-1]), tokenizers, strict=True):
-        rows = net.get_submodule(f"{tower}.embed").tokens.weight.shape[0]  # a part that another tower owns is no submodule
+        rows = vocabulary(net, tower)
         if tokenizer.vocab_size > rows:
             raise InputError(
                 f"{place}: its tokenizer has {tokenizer.vocab_size} tokens, its embedding {rows} rows: one of the files was exchanged"

@@ -11,7 +11,7 @@ import torch
 
 from plait.errors import InputError, choices
 from plait.hub.labels import AnswerModel, ClassifyModel, TagModel
-from plait.hub.ready import Parts, Ready, Row
+from plait.hub.ready import Parts, Ready, Row, texts_given
 from plait.tasks.encoding import Embedder, MaskFiller, Pooling, nearest
 from plait.text.special import read_object
 
@@ -31,7 +31,8 @@ class EmbeddingModel(Ready):
         return Embedder(self.net, self.tokenizer, self.max_length, self.pooling)
 
     def __call__(self, text: str | Sequence[str]) -> Any:
-        return self.embed([text])[0] if isinstance(text, str) else self.embed(text)
+        texts, one = texts_given(text)
+        return self.embed(texts)[0] if one else self.embed(texts)
 
     def similar(self, queries: str | Sequence[str], texts: Sequence[str], n_best: int = 5) -> Any:
         """The `n_best` of `texts` for each query, nearest by cosine first; vectors of the same texts are made once."""
@@ -66,8 +67,9 @@ class MaskModel(Ready):
         return MaskFiller(self.net, self.tokenizer, self.max_length)
 
     def __call__(self, text: str | Sequence[str], n_best: int = 1) -> Any:
-        found = self.fill([text] if isinstance(text, str) else text, n_best)
-        return found[0] if isinstance(text, str) else found
+        texts, one = texts_given(text)
+        found = self.fill(texts, n_best)
+        return found[0] if one else found
 
     def rows(self, texts: Sequence[str], first: int = 1, n_best: int = 1) -> list[Row]:
         """(line, JSON) of each text, for the command line."""
@@ -94,6 +96,8 @@ def pooling_of(folder: Path) -> Pooling:
         return Pooling()
     try:
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        if not isinstance(modules, list):
+            raise TypeError(f"a JSON {type(modules).__name__}")
         kinds = {str(m["type"]).rpartition(".")[2]: str(m["path"]) for m in modules}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / 'modules.json'}: is not the list of parts it should be: {error}") from None
@@ -108,6 +112,14 @@ def pooling_of(folder: Path) -> Pooling:
     chosen = [key for key, value in said.items() if key.startswith("pooling_mode_") and value]
     if len(chosen) != 1 or chosen[0] not in names:
         raise InputError(f"{folder / kinds.get('Pooling', '')}: pools by {chosen or 'nothing'}; known is one of {choices(names)}")
-    path = folder / "sentence_bert_config.json"
-    length = read_object(path, "the object of a sentence_bert_config.json").get("max_seq_length") if path.exists() else None
+    path, about = folder / "sentence_bert_config.json", folder / "config_sentence_transformers.json"
+    settings = read_object(path, f"the object of a {path.name}") if path.exists() else {}
+    prompts = read_object(about, f"the object of a {about.name}") if about.exists() else {}
+    length = settings.get("max_seq_length")
+    faults = [] if length is None or (type(length) is int and length > 0) else [f"{path}: max_seq_length={length!r} is no number of tokens"]
+    faults += [f"{path}: do_lower_case=true is not built"] if settings.get("do_lower_case") else []
+    if prompts.get("default_prompt_name"):
+        faults.append(f"{about}: default_prompt_name={prompts['default_prompt_name']!r} puts a prompt before each text, which is not built")
+    if faults:
+        raise InputError(f"{folder}: its vectors cannot be made as it says", faults)
     return Pooling(names[chosen[0]], "Normalize" in kinds, length)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from plait.errors import InputError, choices
-from plait.hub.ready import Parts, Ready, Row
+from plait.hub.ready import Parts, Ready, Row, texts_given
 from plait.tasks.answering import Answerer
 from plait.tasks.labels import Classifier, Tagger
 
@@ -56,7 +56,8 @@ class TagModel(Ready):
         return Tagger(self.net, self.tokenizer, self.max_length, self.labels)
 
     def __call__(self, text: str | Sequence[str]) -> Any:
-        return self.tag([text])[0] if isinstance(text, str) else self.tag(text)
+        texts, one = texts_given(text)
+        return self.tag(texts)[0] if one else self.tag(texts)
 
     def rows(self, texts: Sequence[str], first: int = 1) -> list[Row]:
         """(line, JSON) of each text, for the command line: a line an entity."""

@@ -1,28 +1,39 @@
 """Models of one causal tower that are ready: they continue a text, answer in a conversation, and say how likely a text is."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from plait.errors import InputError
-from plait.generate.constraints import AtLeast
-from plait.generate.greedy import continued
-from plait.hub.decoding import ends_of, settings_of
-from plait.hub.ready import Parts, Ready, Row
+from plait.generate.constraints import NEVER, NoSequence
+from plait.generate.running import Continuation, Running, continuing
+from plait.generate.sampling import Draws
+from plait.generate.search import Hypothesis, mean, search
+from plait.generate.text import before, texts_of
+from plait.hub.decoding import OPTIONS, Decoding, ends_of, filters_of, forbidden, language_settings, rules_of, settings_of
+from plait.hub.ready import Parts, Ready, Row, vocabulary
 from plait.tasks.likelihood import Likelihood, likelihood
+from plait.tasks.sequences import Answer
 from plait.text.chat import render_chat
 
 Message = Mapping[str, Any]
 
 
 class LanguageModel(Ready):
-    """Continues a text, greedily: whatever the checkpoint says of sampling, the likeliest token each time."""
+    """Continues a text: by the likeliest token each time, or as `Decoding` says.
+
+    Of the checkpoint's own settings those of sampling count only where a temperature is given, lengths and beams never, others always.
+    """
 
     task = "generate"
     few_rows = 1
+    row_options = OPTIONS
 
     def __init__(self, parts: Parts):
         super().__init__(parts)
-        settings = settings_of(parts)
+        self.settings = settings = settings_of(parts)
         self.ends = ends_of(settings) or ([self.tokenizer.eos_id] if parts.tokenizers else [])
         self.start = settings.get("bos_token_id")
         if self.start is None and parts.tokenizers:
@@ -39,39 +50,53 @@ class LanguageModel(Ready):
         temperature: float = 0.0,
         stream: bool = False,
         first: int = 1,
+        **options: Any,
     ) -> Any:
         """The continuation of a text (a list of texts: of each); ids for ids. An empty one begins with the token that begins texts.
 
-        With `stream`, of one text an iterator over pieces of its continuation, of ids over ids. InputError names every prompt that
-        leaves no room for `max_new_tokens`, by its number; `first` is that of the first one.
+        Further options are those of `Decoding`. With `n` above 1 there is a list of continuations for each text. Ids end with the one
+        that completed a stop string. With `stream`, of one text an iterator over pieces of its continuation, of ids over ids. InputError
+        names every prompt that leaves no room for `max_new_tokens`, by its number; `first` is that of the first one.
         """
-        if isinstance(text, str):
-            found = self._answered([self.encode(text)], max_new_tokens, min_new_tokens, temperature, self.ends, first)[0]
-            return texts_of(found, self.decode) if stream else self.decode(list(found))
-        if len(text) and isinstance(text[0], int):
-            found = self._answered([list(text)], max_new_tokens, min_new_tokens, temperature, self.ends, first)[0]
-            return found if stream else list(found)
+        how = Decoding(max_new_tokens, min_new_tokens, temperature, **options)
+        one = isinstance(text, str) or bool(len(text) and isinstance(text[0], int))
+        given = [text] if one else list(text)
+        prompts = [self.encode(some) if isinstance(some, str) else list(some) for some in given]
         if stream:
-            raise InputError("stream=True goes with one prompt, not with a list of them")
-        words = [isinstance(one, str) for one in text]
-        prompts = [self.encode(one) if word else list(one) for one, word in zip(text, words, strict=True)]
-        answers = self._answered(prompts, max_new_tokens, min_new_tokens, temperature, self.ends, first)
-        return [self.decode(list(found)) if word else list(found) for found, word in zip(answers, words, strict=True)]
+            if not one:
+                raise InputError("stream=True goes with one prompt, not with a list of them")
+            ids = self._streamed(prompts[0], how, self.ends, first)
+            return texts_of(ids, self.decode, how.stops) if isinstance(text, str) else ids
+        answers = []
+        for some, found in zip(given, self._found(prompts, how, self.ends, first), strict=True):
+            said = [before(self.decode(h.ids), how.stops) if isinstance(some, str) else h.ids for h in found]
+            answers.append(said if how.n > 1 else said[0])
+        return answers[0] if one else answers
 
-    def chat(
-        self,
-        messages: Sequence[Message],
-        max_new_tokens: int = 512,
-        min_new_tokens: int = 0,
-        temperature: float = 0.0,
-        stream: bool = False,
-        **more: Any,
-    ) -> Any:
-        """The assistant's next message after `messages`, mappings with role and content; `more` are the chat template's own variables.
+    def answers(self, texts: Sequence[str], first: int = 1, **options: Any) -> list[Answer]:
+        """As `generate` of a list, with scores and with the other `n - 1` continuations of each text.
 
-        With `stream` an iterator over its pieces.
+        The score of beams is penalised by length; otherwise it is the text's log-probability, in nats.
         """
-        return self._said([self.chat_ids(messages, **more)], max_new_tokens, min_new_tokens, temperature, stream, 1)[0]
+        how = Decoding(**{"max_new_tokens": 50, **options})
+        return self._read(self._found([self.encode(text) for text in texts], how, self.ends, first), how)
+
+    def chat(self, messages: Sequence[Message], max_new_tokens: int = 512, stream: bool = False, **more: Any) -> Any:
+        """The assistant's next message after `messages`, mappings with role and content; with `stream` an iterator over its pieces.
+
+        `more` are options of `Decoding`, and the chat template's own variables.
+        """
+        how = Decoding(max_new_tokens, **{name: more.pop(name) for name in OPTIONS if name in more})
+        prompt = self.chat_ids(messages, **more)
+        if stream:
+            return texts_of(self._streamed(prompt, how, self.chat_ends, 1), self.decode, how.stops)
+        (answer,) = self._read(self._found([prompt], how, self.chat_ends, 1), how)
+        return [answer.text, *(text for text, _ in answer.alternatives)] if how.n > 1 else answer.text
+
+    @property
+    def chat_ends(self) -> list[int]:
+        """The tokenizer's own end is one of a message, whatever a base model's config said."""
+        return sorted({*self.ends, self.tokenizer.eos_id})
 
     def chat_ids(self, messages: Sequence[Message], **more: Any) -> list[int]:
         """The prompt of a conversation, by the checkpoint's own template, up to where the assistant begins."""
@@ -100,58 +125,101 @@ class LanguageModel(Ready):
         return self.score(text, window, stride).perplexity
 
     def rows(
-        self, texts: Sequence[str], first: int = 1, max_new_tokens: int | None = None, chat: bool = False, system: str | None = None
+        self,
+        texts: Sequence[str],
+        first: int = 1,
+        max_new_tokens: int | None = None,
+        chat: bool = False,
+        system: str | None = None,
+        **options: Any,
     ) -> list[Row]:
         """(line, JSON) of each text, for the command line: its continuation, or with `chat` the answer to it as a user's message."""
-        if not chat:
-            if system is not None:
-                raise InputError("--system goes with --chat: give both")
-            answers = self.generate(list(texts), 50 if max_new_tokens is None else max_new_tokens, first=first)
-            return [(text + more, {"answer": more}) for text, more in zip(texts, answers, strict=True)]
-        prompts = [self.chat_ids([*opening(system), {"role": "user", "content": text}]) for text in texts]
-        answers = self._said(prompts, 512 if max_new_tokens is None else max_new_tokens, 0, 0.0, False, first)
-        return [(answer, {"answer": answer}) for answer in answers]
+        if system is not None and not chat:
+            raise InputError("--system goes with --chat: give both")
+        most = (512 if chat else 50) if max_new_tokens is None else max_new_tokens
+        how = Decoding(most, **options)
+        if chat:
+            prompts = [self.chat_ids([*opening(system), {"role": "user", "content": text}]) for text in texts]
+        else:
+            prompts = [self.encode(text) for text in texts]
+        rows = []
+        for text, answer in zip(
+            texts, self._read(self._found(prompts, how, self.chat_ends if chat else self.ends, first), how), strict=True
+        ):
+            others = [{"answer": other, "score": score} for other, score in answer.alternatives]
+            more = {"score": answer.score, "alternatives": others} if how.n > 1 else {}
+            rows.append((answer.text if chat else text + answer.text, {"answer": answer.text, **more}))
+        return rows
 
-    def _said(self, prompts: list[list[int]], most: int, least: int, temperature: float, stream: bool, first: int) -> list[Any]:
-        """What the assistant says after each prompt; the tokenizer's own end is one too, whatever a base model's config said."""
-        ends = sorted({*self.ends, self.tokenizer.eos_id})
-        answers = self._answered(prompts, most, least, temperature, ends, first)
-        return [texts_of(found, self.decode) if stream else self.decode(list(found)) for found in answers]
+    def _read(self, found: list[list[Hypothesis]], how: Decoding) -> list[Answer]:
+        texts = [[(before(self.decode(h.ids), how.stops), h.score) for h in some] for some in found]
+        return [Answer(*some[0], tuple(some[1:])) for some in texts]
 
-    def _answered(
-        self, prompts: list[list[int]], most: int, least: int, temperature: float, ends: Sequence[int], first: int
-    ) -> list[Iterator[int]]:
-        """The ids after each prompt, found as they are asked for; every fault of every prompt before any is."""
-        faults = [f"max_new_tokens={most}: expected a number from 0"] * (most < 0)
-        faults += [f"min_new_tokens={least}: expected 0 to max_new_tokens, which is {most}"] * (not 0 <= least <= max(most, 0))
-        faults += [f"temperature={temperature}: sampling is not built yet; 0 takes the likeliest"] * bool(temperature)
+    def _streamed(self, prompt: list[int], how: Decoding, ends: Sequence[int], first: int) -> Iterator[int]:
+        if how.n > 1 or (how.beams or 1) > 1:
+            raise InputError(f"stream=True goes with one answer of one beam, not with n={how.n}, beams={how.beams or 1}")
+        (texts,) = self._continuations([prompt], how, ends, first)
+        return (token for _, token in continuing(Running(self.net), [(texts, None)]) if token is not None)
+
+    def _found(self, prompts: list[list[int]], how: Decoding, ends: Sequence[int], first: int) -> list[list[Hypothesis]]:
+        """The `n` answers to each prompt, all in one running batch; by beams, prompts of one length together."""
+        texts = self._continuations(prompts, how, ends, first)
+        if (how.beams or 1) > 1:
+            return self._searched(texts, how)
+        for _ in continuing(Running(self.net), [(some, None) for some in texts]):
+            pass
+        return [[Hypothesis(text.ids, text.log_prob, text.log_prob, text.ended) for text in some] for some in texts]
+
+    def _searched(self, texts: list[list[Continuation]], how: Decoding) -> list[list[Hypothesis]]:
+        found: dict[int, list[Hypothesis]] = {}
+        alike: dict[int, list[int]] = defaultdict(list)
+        for i, some in enumerate(texts):
+            alike[len(some[0].prompt)].append(i)
+        penalty = mean(1.0 if how.length_penalty is None else how.length_penalty)
+        sizes: dict[str, Any] = dict(
+            max_length=how.max_new_tokens, beams=how.beams or 1, n_best=how.n, penalty=penalty, early_stopping=False
+        )
+        for rows in alike.values():
+            one = texts[rows[0]][0]
+            start = torch.tensor([list(texts[i][0].prompt) for i in rows], device=next(self.net.parameters()).device)
+            answers = search(self.net, None, start=start, end=list(one.ends), constraints=one.rules, **sizes)
+            found.update(zip(rows, answers, strict=True))
+        if faults := [f"{some[0].name}: every continuation is forbidden" for i, some in enumerate(texts) if found[i][0].score == NEVER]:
+            raise InputError("no further token can be chosen", faults)
+        return [found[i] for i in range(len(texts))]
+
+    def _continuations(self, prompts: list[list[int]], how: Decoding, ends: Sequence[int], first: int) -> list[list[Continuation]]:
+        """What is to run: `n` for each prompt. InputError has every fault of every prompt."""
+        faults = how.faults(vocabulary(self.net, "decoder"))
+        if how.stops and self.parts.tokenizers is None:
+            faults.append(f"stop={how.stop!r}: this model has no tokenizer, so its ids are no text")
         prompts = [ids or ([self.start] if self.start is not None else []) for ids in prompts]
+        most = max(how.max_new_tokens or 0, 0)
         for number, ids in enumerate(prompts, first):
             if not ids:
                 faults.append(f"input {number}: is empty, and this model has no token that begins a text")
             elif self.max_length and len(ids) + most > self.max_length:
                 faults.append(f"input {number}: is {len(ids)} tokens long and {most} more were asked for: room for {self.max_length}")
+            else:
+                faults += [f"input {number}: {fault}" for fault in self._row_faults([ids])]
         if faults:
             raise InputError("nothing can be written so", faults)
-        return [continued(self.net, ids, most, set(ends), [AtLeast(len(ids) + least, ends)] if least and ends else ()) for ids in prompts]
+        settings = {**language_settings(self.settings, str(self.parts.folder)), **how.settings()}
+        banned = [NoSequence([[id] for id in some])] if (some := forbidden(settings, list(ends))) else []
+        filters = filters_of(settings)
+        rules = {size: (*rules_of(settings, list(ends), size, size + most), *banned, *filters) for size in set(map(len, prompts))}
+        stopped = (lambda ids: before(text := self.decode(ids), how.stops) != text) if how.stops else None
+        return [
+            [
+                Continuation(
+                    ids, most, ends, rules[len(ids)], Draws.of(how.seed, k, ids) if how.temperature else None, stopped, f"input {number}"
+                )
+                for k in range(how.n if how.temperature else 1)
+            ]
+            for number, ids in enumerate(prompts, first)
+        ]
 
 
 def opening(system: str | None) -> list[dict[str, str]]:
     """The messages that a conversation begins with."""
     return [] if system is None else [{"role": "system", "content": system}]
-
-
-def texts_of(ids: Iterable[int], decode: Any) -> Iterator[str]:
-    """Pieces of the text of ids, as soon as each is sure; joined they are the whole's. A character of several ids comes whole."""
-    seen: list[int] = []
-    shown = ""
-    for id in ids:
-        seen.append(id)
-        text = decode(seen)
-        if text.endswith("\ufffd") or not text.startswith(shown):  # amid a character
-            continue
-        if len(text) > len(shown):
-            yield text[len(shown) :]
-        shown = text
-    if len(text := decode(seen)) > len(shown):
-        yield text[len(shown) :]

@@ -31,7 +31,6 @@ from plait.core.model import Model
 from plait.core.positions import Sinusoid, sinusoid
 from plait.core.stream import Call, Places, Stream
 from plait.errors import InputError
-from plait.hub.ready import Parts
 
 OPSET = 18  # the least that torch's exporter writes without converting
 
@@ -109,23 +108,20 @@ class Answering(nn.Module):
         return self.head(self.net.run(target, Stream(ids, cache.length), memories, cache).x), *cache.present
 
 
-def write_onnx(parts: Parts, folder: str | Path) -> list[Path]:
-    """The ONNX files of a checkpoint in a folder, which is made; their paths. InputError where a model of its kind has no such form."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder") from None
-    return export_onnx(parts.net, folder)
-
-
 def export_onnx(net: Model, folder: Path) -> list[Path]:
-    """`write_onnx` of a bare model. Large weights go into a file of their own beside each, as ONNX wants it above 2 GB."""
+    """The ONNX files of a model in a folder that is there; their paths. Large weights lie beside in files of their own, as ONNX wants it.
+
+    InputError where a model of its kind has no such form, or the packages for it are missing.
+    """
+    try:
+        import onnxscript  # noqa: F401  # torch.onnx needs it
+    except ImportError:
+        raise InputError("writing ONNX needs the packages onnx and onnxscript: pip install 'plait[onnx]'") from None
     kinds = {("encoder",): _encoder, ("decoder",): _decoder, ("encoder", "decoder"): _pair}
     if net.towers not in kinds:
         raise InputError(f"towers {', '.join(net.towers)}: exported are models of an encoder, of a decoder, and of both")
     if next(net.parameters()).dtype != torch.float32:
-        raise InputError(f"its weights are {next(net.parameters()).dtype}: exported are models in float32")
+        raise InputError(f"its weights are {next(net.parameters()).dtype}: exported are models in float32, which --dtype f32 makes of it")
     net = _exportable(net)
     return kinds[net.towers](net, folder)
 
@@ -206,10 +202,6 @@ def _past(net: Model, tower: str) -> tuple[list[Tensor], list[str]]:
 
 
 def _write(net: nn.Module, args: tuple, free: Any, inputs: list[str], outputs: list[str], path: Path) -> Path:
-    try:
-        import onnxscript  # noqa: F401  # torch.onnx needs it
-    except ImportError:
-        raise InputError("writing ONNX needs the package onnxscript: pip install onnxscript onnx") from None
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # about its own insides, of use to nobody who exports
         # A choice between two ways to the same numbers (`core.linear.affine`) is taken as in the example, and kept as an assertion.

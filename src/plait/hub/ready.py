@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +114,34 @@ class Ready:
         return next(iter(self.net.heads.values()))(hidden)
 
     def _row_faults(self, row: Sequence[Sequence[int]]) -> list[str]:
-        long = [f"{len(ids)} ids, this model takes {self.max_length}" for ids in row if self.max_length and len(ids) > self.max_length]
-        return [*long, *("no ids; give at least one" for ids in row if not len(ids))]
+        faults = [f"{len(ids)} ids, this model takes {self.max_length}" for ids in row if self.max_length and len(ids) > self.max_length]
+        faults += ["no ids; give at least one" for ids in row if not len(ids)]
+        for tower, ids in zip(self.net.towers, row, strict=False):
+            known = vocabulary(self.net, tower)
+            odd = [id for id in ids if not isinstance(id, Integral) or not 0 <= id < known]  # type: ignore[operator]
+            faults += [f"{odd[0]!r} is no id of the {tower}, which knows 0 to {known - 1}"] if odd else []
+        return faults
+
+
+def texts_given(given: Any) -> tuple[list[str], bool]:
+    """(texts, whether it was one text alone) of a text or of several."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, Sequence) or (odd := [text for text in texts if not isinstance(text, str)]):
+        odd = given if not isinstance(texts, Sequence) else odd[0]
+        raise InputError(f"{str(odd)[:60]!r} is a {type(odd).__name__}: expected a text, or a list of texts")
+    return list(texts), isinstance(given, str)
 
 
 def rows_of(ids: Any) -> list[list[int]]:
     """One list of ids, or several (arrays too), as several."""
-    ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
-    return [list(row) for row in ids] if ids and not isinstance(ids[0], int) else [ids]
+    try:
+        ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        return [list(row) for row in ids] if ids and not isinstance(ids[0], Integral) else [ids]
+    except TypeError:
+        raise InputError(f"{str(ids)[:60]}: expected a list of ids, or a list of such lists") from None
+
+
+def vocabulary(net: Model, tower: str) -> int:
+    """How many ids a tower knows."""
+    embed: Any = net.get_submodule(f"{tower}.embed")
+    return embed.tokens.weight.shape[0]  # which another tower may own, so that it is no submodule

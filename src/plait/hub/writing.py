@@ -1,4 +1,4 @@
-"""Released formats written: a checkpoint that was opened, and so proved, as a folder of Hugging Face's layout or as a GGUF."""
+"""Released formats written: a model that was opened, and so proved, as a folder of Hugging Face's layout, as a GGUF, as ONNX files."""
 
 import errno
 import json
@@ -19,7 +19,8 @@ from torch import Tensor
 from plait import models
 from plait.errors import InputError, choices
 from plait.hub.checkpoints import gguf_of, is_checkpoint, open_net
-from plait.hub.runs import read_config
+from plait.hub.onnx_export import export_onnx
+from plait.hub.runs import open_run, read_config
 from plait.text.gguf_keys import gguf_keys
 from plait.text.gguf_tokens import gguf_tokenizer
 from plait.text.loading import load_tokenizer
@@ -27,6 +28,7 @@ from plait.text.special import LoadedTokenizer
 from plait.weights import config as keys
 from plait.weights import rules as table
 from plait.weights.certificate import Certificate
+from plait.weights.entries import Computed
 from plait.weights.gguf import GgufFile
 from plait.weights.gguf_blocks import packed
 from plait.weights.gguf_writer import Stored, write_gguf
@@ -35,6 +37,7 @@ from plait.weights.safetensors_writer import write_model
 from plait.weights.source import Source
 
 PLAIN = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"hf": tuple(PLAIN), "gguf": (*PLAIN, "q8_0"), "onnx": ("f32",)}  # what --dtype may ask for
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # llama_ftype of llama.cpp: what most of the matrices are
 # Files of a checkpoint's folder that say something beside its weights: the tokenizer's, generation's, those of sentence-transformers.
 BESIDE = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja", "[0-9]_*/config.json", "LICENSE*", "README.md")
@@ -48,7 +51,7 @@ class Opened:
             arch = read_config(place)["arch"]
             raise InputError(
                 f"{place}: is a run of the model {arch!r}, which was designed here: no released format has names for its tensors; "
-                "`plait.load` opens the run itself"
+                "`plait.load` opens the run itself, and --to onnx writes its graphs"
             )
         if not gguf_of(place) and not (place / "config.json").is_file():
             raise InputError(f"{place}: is a checkpoint of neither layout that is written again: give a folder with config.json, or a GGUF")
@@ -56,6 +59,19 @@ class Opened:
         self.net, self.certificate, self.settings, self.raw = open_net(place)
         self.source: Source = open_source(gguf_of(place) or place)
         self.page: ModuleType = next(page for page in models.PAGES.values() if type(self.settings) is page.Config)
+
+    def describe(self, folder: Path, dtype: str | None) -> None:
+        """What a folder of Hugging Face's layout holds beside the weights: config.json, the tokenizer's files and others' like them."""
+        config = keys.write(self.page.KEYS, asdict(self.settings), None if self.from_gguf else self.raw)
+        if self.from_gguf or dtype is not None:
+            config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(PLAIN[dtype or "f32"]).removeprefix("torch.")
+        if self.from_gguf:
+            tokenizer = gguf_tokenizer(self.raw)
+            config |= {f"{role}_token_id": id for role, id in tokenizer.ids.items() if role in ("bos", "eos", "pad")}
+            write_tokenizer(tokenizer, folder)
+        else:
+            copy_beside(self.place, folder)
+        _write_json(folder / "config.json", config)
 
     @property
     def from_gguf(self) -> bool:
@@ -68,25 +84,39 @@ class Opened:
         """The model's tensors under the names of a table; with `like`, the file's others too, which the model leaves out or computes."""
         out = table.export(self.net, rules, like)
         if like is None:
-            return out
+            return out | {entry.theirs: entry.make().float() for entry in rules if isinstance(entry, Computed)}
         others = [*like.dropped, *(name for name, made in like.computed.items() if not made.exact)]
         out |= {name: self.source.read(name) for name in others}
         return {name: out[name] for name in like.order}
 
 
+class Run:
+    """A run of our own: its graphs can be written, its tensors have names in no other format."""
+
+    def __init__(self, place: Path):
+        self.place, self.net = place, open_run(place).net
+
+    def describe(self, folder: Path, dtype: str | None) -> None:
+        copy_beside(self.place, folder)
+
+
 def convert(place: Path, to: str, out: Path, dtype: str | None = None) -> dict[str, Any]:
     """Write a checkpoint to the new folder `out` (for a GGUF also a file ending in .gguf), whole or not at all.
 
-    What is not asked to change is the file's bit for bit: tensors, packed blocks, the keys of its config. Returns what was written.
+    `to` is hf, gguf or onnx; the last is also for runs of our own. What is not asked to change is the file's bit for bit: tensors, packed
+    blocks, the keys of its config. Returns what was written. InputError says why a format cannot hold this model.
     """
     single = to == "gguf" and out.suffix == ".gguf"
     if out.exists() and (single or not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: {'exists' if single else 'is not empty'}: choose another place, or remove it first")
-    if to == "hf" and dtype is not None and dtype not in PLAIN:
-        raise InputError(f"--dtype {dtype}: a folder of Hugging Face's layout has {choices(PLAIN)}")
-    opened = Opened(place)
+    if dtype is not None and dtype not in DTYPES[to]:
+        raise InputError(f"--dtype {dtype}: written with --to {to} are {choices(DTYPES[to])}")
+    opened: Any = Run(place) if to == "onnx" and not is_checkpoint(place) else Opened(place)
     with beside(out) as made:
-        kinds = write_hf(opened, made, dtype) if to == "hf" else to_gguf(opened, made / "model.gguf", dtype)
+        if to == "gguf":
+            kinds = to_gguf(opened, made / "model.gguf", dtype)
+        else:
+            kinds = (write_hf if to == "hf" else write_onnx)(opened, made, dtype)
         if single:
             os.replace(made / "model.gguf", out)
         else:
@@ -128,22 +158,17 @@ def write_hf(opened: Opened, folder: Path, dtype: str | None) -> Counter[str]:
     tensors = opened.tensors(opened.rules(), like)
     if dtype is not None:
         tensors = {name: cast(name, t, PLAIN[dtype]) for name, t in tensors.items()}
-    config = keys.write(opened.page.KEYS, asdict(opened.settings), None if opened.from_gguf else opened.raw)
-    if opened.from_gguf or dtype is not None:
-        config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(PLAIN[dtype or "f32"]).removeprefix("torch.")
-    if opened.from_gguf:
-        tokenizer = gguf_tokenizer(opened.raw)
-        config |= {f"{role}_token_id": id for role, id in tokenizer.ids.items() if role in ("bos", "eos", "pad")}
-        write_tokenizer(tokenizer, folder)
-    else:
-        for file in {file for pattern in BESIDE for file in opened.place.glob(pattern)}:
-            if file.is_file() and not file.name.endswith(".index.json"):
-                target = folder / file.relative_to(opened.place)
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, target)
-    _write_json(folder / "config.json", config)
+    opened.describe(folder, dtype)
     write_model(folder, tensors)
     return Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())
+
+
+def copy_beside(place: Path, folder: Path) -> None:
+    for file in {file for pattern in BESIDE for file in place.glob(pattern)}:
+        if file.is_file() and not file.name.endswith(".index.json"):
+            target = folder / file.relative_to(place)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
 
 
 def cast(name: str, t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -167,6 +192,17 @@ def write_tokenizer(tokenizer: LoadedTokenizer, folder: Path) -> None:
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+
+
+# ---- ONNX ----
+
+
+def write_onnx(opened: Opened | Run, folder: Path, dtype: str | None) -> Counter[str]:
+    """The graphs with their weights, and beside them what Hugging Face's layout has beside weights."""
+    opened.describe(folder, dtype)
+    net = opened.net if dtype is None else opened.net.to(PLAIN[dtype])
+    export_onnx(net, folder)
+    return Counter(str(t.dtype).removeprefix("torch.") for t in table.stored(net).values())
 
 
 # ---- GGUF ----
@@ -205,7 +241,7 @@ def as_stored(source: Source, name: str, t: Tensor, dtype: str | None) -> Stored
         if torch.equal(source.read(name).to(t.dtype), t):
             return Stored(source.types[name], shape, source.raw(name))
     kind = "F32" if len(shape) < 2 else dtype.upper() if dtype else names.get(t.dtype, "F32")
-    if kind == "Q8_0" and shape[-1] % 32:
+    if kind == "Q8_0" and t.shape[-1] % 32:
         kind = "F16"
     return Stored(kind, shape, packed(t, kind))
 

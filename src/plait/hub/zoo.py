@@ -64,7 +64,7 @@ ZOO = {
 def unknown(name: str) -> InputError:
     """What to say of a name that is nothing here; names that are nearly it come first."""
     near = difflib.get_close_matches(name.lower(), ZOO)
-    meant = f"; did you mean {choices(near)}?" if near else ""
+    meant = f"; did you mean {choices(near)}?" if near else "."
     return InputError(
         f"{name}: there is no such folder, and no released model is called so here{meant} Give the folder of a run or of a checkpoint, "
         "an id of the Hugging Face Hub (org/name), or one of",

@@ -1,8 +1,8 @@
 """BART and Marian: the 2017 encoder-decoder as later checkpoints have it (Lewis et al. 2020; Junczys-Dowmunt et al. 2018)."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -20,14 +20,14 @@ from plait.core.norms import LayerNorm
 from plait.core.positions import Learned, Sinusoid, sinusoid
 from plait.core.residual import Post
 from plait.core.stream import Lent
-from plait.weights.rules import Entry, Keys, activation, computed, fixed, group, key, row, rule, tie
+from plait.weights.rules import Entry, Keys, activation, computed, drop, fixed, group, key, prefix, row, rule, tie
 
 
 @dataclass(frozen=True)
 class Config:
     """`positions`: BART learns them, counted from 2, and norms the embeddings; Marian's are sinusoids, first all sines, then all cosines.
 
-    `target_vocab` is for Marian models with an embedding a side; None: one matrix for both.
+    `target_vocab` is for Marian models with an embedding a side; None: one matrix for both. `output_bias`: whether scores have one.
     """
 
     vocab_size: int = 50265
@@ -46,6 +46,7 @@ class Config:
     dropout: float = 0.1
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
+    output_bias: bool = True
 
     def __post_init__(self):
         same = {"n_decoder_heads": self.n_heads, "n_decoder_layers": self.n_layers, "d_decoder_ff": self.d_ff}
@@ -92,7 +93,12 @@ def build(c: Config) -> Model:
         cross_attn=attend(CrossAttention, d),
         ffn=ffn,
     )
-    return Model({"lm": Tied(target, bias=True)}, encoder=Tower(embed(tokens), encoder), decoder=Tower(embed(target), decoder))
+    return Model({"lm": Tied(target, bias=c.output_bias)}, encoder=Tower(embed(tokens), encoder), decoder=Tower(embed(target), decoder))
+
+
+def fitted(c: Config, names: Collection[str]) -> Config:
+    """The config that a file with these names is of: models saved without their head (BART base and large) have no bias of the scores."""
+    return replace(c, output_bias="final_logits_bias" in names)
 
 
 STEPS = {"encoder": {"self_attn": "self_attn"}, "decoder": {"self_attn": "self_attn", "cross_attn": "encoder_attn"}}
@@ -104,7 +110,9 @@ def rules(c: Config) -> list[Entry]:
     def sinusoids() -> Tensor:
         return sinusoid(torch.arange(c.max_length), c.d_model, layout="halves")
 
-    table: list[Entry] = [rule("final_logits_bias", "heads.lm.bias", row)]
+    table: list[Entry] = [prefix("model."), drop("model.{side:encoder|decoder}.version", "the number of a format")]
+    if c.output_bias:
+        table.append(rule("final_logits_bias", "heads.lm.bias", row))
     if c.target_vocab is None:
         table.append(rule("model.shared.weight", "encoder.embed.tokens.weight"))
         table += [tie(f"model.{side}.embed_tokens.weight", "model.shared.weight") for side in STEPS]

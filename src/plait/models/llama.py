@@ -1,7 +1,7 @@
 """Llama (Touvron et al. 2023; Llama 3: Dubey et al. 2024) and what shares its page: SmolLM2, Mistral (Jiang et al. 2023), Qwen2 (2024)."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from plait.core.norms import RMSNorm
 from plait.core.residual import Pre
 from plait.core.rotary import stretched
 from plait.models import llama_gguf
-from plait.weights.rules import Entry, Keys, activation, drop, fixed, group, halves, key, prefix, rope, rule, tie
+from plait.weights.rules import Entry, Keys, activation, computed, drop, fixed, group, halves, key, prefix, rope, rule, tie
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ def build(c: Config) -> Model:
     d, norm, windows = c.d_model, partial(RMSNorm, c.d_model, c.norm_eps), c.window
     if isinstance(windows, list) and len(windows) != c.n_layers:
         raise ValueError(f"window has {len(windows)} entries for {c.n_layers} layers: give one number, or one for each layer")
+    if any(width is not None and width < 1 for width in (windows if isinstance(windows, list) else [windows])):
+        raise ValueError(f"window={windows}: an entry sees itself at least, so a window is a number from 1, or None")
     turning = stretched(c.rope_base, c.stretch)
 
     def mask(layer: int) -> Mask:
@@ -139,11 +141,13 @@ RULES = (
 
 
 GGUF = llama_gguf.ARCHITECTURES
+DIVIDED = "what Llama 3's stretch divides the rates of rotary positions by"
 
 
 def gguf_rules(c: Config, architecture: str = "llama") -> tuple[Entry, ...]:
     """Names of GGUF. Where its `general.architecture` is llama, rows of q and k lie in the order of pairs (RoFormer's own)."""
-    turned = [halves(c.d_head or c.d_model // c.n_heads)] if architecture == "llama" else []
+    width = c.d_head or c.d_model // c.n_heads
+    turned = [halves(width)] if architecture == "llama" else []
     return (
         rule("token_embd.weight", "decoder.embed.tokens.weight"),
         rule("blk.{i}.attn_norm.weight", BLOCK + "self_attn_norm.weight"),
@@ -155,16 +159,16 @@ def gguf_rules(c: Config, architecture: str = "llama") -> tuple[Entry, ...]:
         rule("output_norm.weight", "decoder.norm.weight"),
         rule("output.weight", "heads.lm.weight"),
         tie("output.weight", "token_embd.weight"),
-        drop("rope_freqs.weight", "what llama3's stretch divides rates by; it is computed here from the settings"),
+        *([computed(llama_gguf.DIVISORS, partial(llama_gguf.divisors, c.rope_base, c.stretch, width), DIVIDED)] if c.stretch else ()),
     )
 
 
-def gguf_config(metadata: Mapping[str, Any], names: Collection[str]) -> Config:
-    """The settings in a GGUF's metadata; `names` are its tensors, which say what is tied and what has a bias.
+def gguf_config(metadata: Mapping[str, Any], source: Any) -> Config:
+    """The settings in a GGUF's metadata; `source` has its tensors, which say what is tied, what has a bias and how positions are stretched.
 
     Raises one `InputError` with every key that is missing or not understood.
     """
-    return Config(**llama_gguf.settings(metadata, names))
+    return Config(**llama_gguf.settings(metadata, source))
 
 
 def gguf_metadata(c: Config) -> dict[str, Any]:

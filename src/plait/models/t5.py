@@ -18,7 +18,7 @@ from plait.core.norms import RMSNorm
 from plait.core.residual import Pre
 from plait.core.stream import Lent
 from plait.weights.rules import ACTIVATIONS as NAMES
-from plait.weights.rules import Entry, Keys, fixed, group, key, rule, tie
+from plait.weights.rules import Entry, Keys, drop, fixed, group, key, rule, tie
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ def rules(c: Config) -> list[Entry]:
         *attention("decoder", "SelfAttention", 0, "self_attn"),
         *attention("decoder", "EncDecAttention", 1, "cross_attn"),
         *ffn("decoder", 2, c.gated),
+        drop("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", "in the first releases; no attention reads it"),
     ]
     for side in ("encoder", "decoder"):
         table.append(rule(f"{side}.final_layer_norm.weight", f"{side}.norm.weight"))

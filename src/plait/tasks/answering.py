@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from plait.errors import InputError
-from plait.tasks.encoding import Encoder, Pieces, windows
+from plait.tasks.encoding import Encoder, Pieces, at_least_one, windows
 
 NOWHERE = float("-inf")
 
@@ -50,6 +50,7 @@ class Answerer(Encoder):
         questions that leave less than half of what the model reads for the context, and contexts without words, by their numbers
         from `first`.
         """
+        at_least_one(n_best=n_best, max_answer_tokens=max_answer_tokens)
         pieces = {text: self.pieces(text) for text in set(contexts)}
         asked, faults = [self.tokenizer.encode(question) for question in questions], list[str]()
         around = len(self.pair([], [])[0])
@@ -93,6 +94,8 @@ def best_spans(
         table[w.start : w.stop] = table[w.start : w.stop].maximum(start[:, None] + ends)
     null = torch.stack([score for *_, score in seen]).min()
     spans = table.flatten()
+    if bool(spans.isnan().any()):
+        raise InputError("this model's scores are not numbers: its weights are broken, or of another model")
     values, places = spans.topk(min(n_best, int((spans > NOWHERE).sum())))
     over = float(null - values[0])
     candidates = spans if null_threshold is None else torch.cat([spans, null[None]])

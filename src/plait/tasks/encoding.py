@@ -12,6 +12,8 @@ from plait.core.stream import Stream
 from plait.errors import InputError
 from plait.text.special import LoadedTokenizer
 
+NO_ROOM = "this model has no room for a text between its special tokens"
+
 
 @dataclass(frozen=True)
 class Pieces:
@@ -120,9 +122,15 @@ def windows(length: int, room: int) -> list[range]:
     So every entry but those near an end of the text stands in some window with a quarter of `room` on either side.
     """
     if room < 1:
-        raise InputError("this model has no room for a text between its special tokens")
+        raise InputError(NO_ROOM)
     overlap = room // 2
     return [range(at, min(at + room, length)) for at in range(0, max(length - overlap, 1), room - overlap)]
+
+
+def at_least_one(**given: int) -> None:
+    """InputError with all of these that are below 1."""
+    if faults := [f"{name}={value}: give a whole number from 1" for name, value in given.items() if value < 1]:
+        raise InputError("nothing can be answered so", faults)
 
 
 @dataclass(frozen=True)
@@ -152,8 +160,9 @@ class Embedder(Encoder):
         return vectors
 
     def cut(self, ids: list[int]) -> list[int]:
-        room = self.max_length - len(self.tokenizer.wrap([]))
-        return self.tokenizer.wrap(ids[: max(room, 0)])
+        if (room := self.max_length - len(self.tokenizer.wrap([]))) < 1:
+            raise InputError(NO_ROOM)
+        return self.tokenizer.wrap(ids[:room])
 
     def pooled(self, hidden: Tensor, real: Tensor | None) -> Tensor:
         if self.pooling.kind == "cls":
@@ -178,6 +187,7 @@ class Similar:
 
 def nearest(queries: np.ndarray, vectors: np.ndarray, texts: Sequence[str], n_best: int) -> list[list[Similar]]:
     """For each query [N, D] the `n_best` of `texts` by the cosine of their vectors [M, D], nearest first."""
+    at_least_one(n_best=n_best)
     one, two = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), np.finfo(v.dtype).tiny) for v in (queries, vectors))
     cosines = one @ two.T
     ranked = np.argsort(-cosines, axis=1, kind="stable")[:, :n_best]
@@ -206,6 +216,9 @@ class MaskFiller(Encoder):
 
         InputError names every text without a mask, or too long, by its number; `first` is that of the first one.
         """
+        at_least_one(n_best=n_best)
+        if "mask" not in self.tokenizer.ids:
+            raise InputError("no file of this tokenizer names the token of a mask: give mask_token in its tokenizer_config.json")
         mask, faults, rows = self.tokenizer.ids["mask"], [], []
         for i, text in enumerate(texts):
             ids = self.ids(text, marked=True)
@@ -221,7 +234,8 @@ class MaskFiller(Encoder):
             hidden = self.hidden(stream)
             for i, vectors in zip(here, hidden, strict=True):
                 places = [at for at, id in enumerate(rows[i]) if id == mask]
-                chances, ids = self.net.heads["mlm"](vectors[places]).softmax(-1).topk(n_best)
+                chances = self.net.heads["mlm"](vectors[places]).softmax(-1)
+                chances, ids = chances.topk(min(n_best, chances.shape[-1]))
                 found[i] = [
                     [self.filled(texts[i], k, int(id), float(p)) for p, id in zip(row_p, row_ids, strict=True)]
                     for k, (row_p, row_ids) in enumerate(zip(chances, ids, strict=True))

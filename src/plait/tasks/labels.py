@@ -63,6 +63,8 @@ class Classifier(Encoder):
         if isinstance(text, str):
             ids = self.ids(text)
             return ids, len(ids)
+        if len(text) != 2:
+            raise InputError(f"{len(text)} texts in one tuple: a tuple is a pair of texts; give several texts as a list")
         one, two = map(self.tokenizer.encode, text)
         return self.pair(one, two)
 

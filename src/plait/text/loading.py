@@ -18,8 +18,11 @@ from plait.text.special import LoadedTokenizer, SpecialTokens, ends, flag, read_
 
 FILES = "tokenizer.json, vocab.json with merges.txt, vocab.txt, a SentencePiece .model, or source.spm with target.spm and vocab.json"
 SMILES = r"\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|\?|>>?|\*|\$|\%[0-9]{2}|[0-9]"
-# These number their pieces otherwise than their SentencePiece file; their tokenizer.json says how.
-SHIFTED = ("XLMRoberta", "Camembert", "MBart", "Nllb", "M2M100", "Pegasus", "BigBirdPegasus", "XGLM", "Barthez", "DebertaV2", "XLNet")
+# What each kind of files is read as. Other tokenizers have files of the same names, and split or number their pieces otherwise.
+ROBERTA = ("Roberta", "Bart", "Longformer", "LED", "MVP")
+WORD_PIECES = ("Bert", "DistilBert", "Electra", "MobileBert", "ConvBert", "SqueezeBert", "LayoutLM")
+BYTE_PAIRS = ("GPT2", "GPTNeoX", "Qwen2", *ROBERTA)
+SENTENCE_PIECES = ("T5", "MT5", "Albert", "Llama")
 
 
 def load_tokenizer(path: str | Path, *, side: str = "source") -> LoadedTokenizer:
@@ -82,14 +85,21 @@ def _choose(folder: Path) -> Path:
 
 
 def _kind(folder: Path, config: Mapping[str, Any]) -> str:
-    """The tokenizer's class without `Tokenizer` and `Fast`, from tokenizer_config.json, else guessed from config.json; or ""."""
-    name = config.get("tokenizer_class")
-    if isinstance(name, str) and name.removesuffix("Fast").removesuffix("Tokenizer") not in ("", "PreTrained"):
-        return name.removesuffix("Fast").removesuffix("Tokenizer")
+    """The tokenizer's class without `Tokenizer` and `Fast`, as a config names it, else guessed from the kind of model; or ""."""
     path = folder / "config.json"
-    model = read_object(path, "a model's config.json").get("model_type") if path.is_file() else None
+    about = read_object(path, "a model's config.json") if path.is_file() else {}
+    for name in (config.get("tokenizer_class"), about.get("tokenizer_class")):
+        if isinstance(name, str) and (kind := name.removesuffix("Fast").removesuffix("Tokenizer")) not in ("", "PreTrained"):
+            return kind
+    model = about.get("model_type")
     known = {"roberta": "Roberta", "gpt2": "GPT2", "bart": "Bart", "qwen2": "Qwen2", "t5": "T5", "llama": "Llama", "albert": "Albert"}
+    known |= {"xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
     return known.get(model, "") if isinstance(model, str) else ""
+
+
+def _only(kind: str, known: Sequence[str]) -> None:
+    if kind and kind not in known:
+        raise InputError(f"{kind}Tokenizer is not one of {', '.join(known)}, which such files are read as: load its tokenizer.json instead")
 
 
 def _tokenizer_json(file: Path) -> tokenizers.Tokenizer:
@@ -124,6 +134,7 @@ def _wordpiece(file: Path, kind: str, config: Mapping[str, Any], special: Specia
         backend.pre_tokenizer = pre_tokenizers.Split(Regex(SMILES), "removed", invert=True)  # type: ignore[assignment]
         backend.decoder = decoders.Fuse()  # type: ignore[assignment]
     else:
+        _only(kind, WORD_PIECES)
         backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100))
         backend.normalizer = normalizers.BertNormalizer(  # type: ignore[assignment]
             clean_text=True,
@@ -161,18 +172,19 @@ def _vocab_lines(file: Path, unk: str) -> dict[str, int]:
 
 def _byte_pairs(folder: Path, kind: str, config: Mapping[str, Any], special: SpecialTokens) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
     vocab = _vocab_json(folder / "vocab.json", special)
+    _only("CLIP" if not kind and "a</w>" in vocab else kind, BYTE_PAIRS)  # whose pieces say where words end, not where they begin
     backend = tokenizers.Tokenizer(byte_pair_model(vocab, _merges(folder / "merges.txt", vocab)))
     space = flag(config, "add_prefix_space", False)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)  # type: ignore[assignment]
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    if kind.startswith("Qwen2"):
+    if kind == "Qwen2":
         backend.normalizer = normalizers.NFC()  # type: ignore[assignment]
         backend.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
             [pre_tokenizers.Split(Regex(QWEN), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
         )
         return backend, special.with_defaults(eos="<|endoftext|>", pad="<|endoftext|>")
     # RoBERTa, BART, Longformer, LED ... share one vocabulary and its conventions.
-    if (not kind and {"<s>", "</s>", "<mask>"} <= vocab.keys()) or kind in ("Roberta", "Bart", "Longformer", "LED", "MVP"):
+    if (not kind and {"<s>", "</s>", "<mask>"} <= vocab.keys()) or kind in ROBERTA:
         special = special.with_defaults(bos="<s>", eos="</s>", sep="</s>", cls="<s>", unk="<unk>", pad="<pad>", mask="<mask>")
         sep, cls = ((special.roles[role], vocab.get(special.roles[role])) for role in ("sep", "cls"))
         if sep[1] is None or cls[1] is None:
@@ -219,8 +231,7 @@ def _merges(file: Path, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
 
 
 def _sentencepiece(file: Path, kind: str, config: Mapping[str, Any], special: SpecialTokens) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
-    if kind in SHIFTED:
-        raise InputError(f"{file}: {kind} numbers its pieces otherwise than this file does: load its tokenizer.json instead")
+    _only(kind, SENTENCE_PIECES)
     model = read_sentencepiece(file)
     names = [text for text, _, type in model.pieces if type in (CONTROL, USER)]
     special = special.with_defaults(unk=model.pieces[model.unk][0])

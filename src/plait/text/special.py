@@ -53,8 +53,9 @@ def read_object(path: Path, expected: str) -> dict[str, Any]:
             twice.extend(f"{path}: {key!r} occurs twice" for key, _ in pairs if key in seen or seen.add(key))
         return found
 
+    text = read_text(path, expected)
     try:
-        value = json.loads(read_text(path, expected), object_pairs_hook=unique)
+        value = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: is not valid JSON: {error.msg} (column {error.colno}); expected {expected}") from None
     except (RecursionError, ValueError) as error:

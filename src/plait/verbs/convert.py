@@ -1,4 +1,4 @@
-"""plait convert: a released model in another released format."""
+"""plait convert: a model in another format."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +9,17 @@ from plait.verbs import positional
 
 @dataclass
 class Convert:
-    """Write a released model as another released format: Hugging Face's folder or a GGUF."""
+    """Write a model in another format: Hugging Face's folder, a GGUF or ONNX files."""
 
-    model: Annotated[str, positional, "a checkpoint's folder, a .gguf, or a name such as smollm2"]
-    to: Annotated[Literal["hf", "gguf"], "hf: config.json, model.safetensors and the tokenizer's files; gguf: one file for llama.cpp"]
+    model: Annotated[str, positional, "a checkpoint's folder, a .gguf, or a name such as smollm2; for onnx a run too"]
+    to: Annotated[
+        Literal["hf", "gguf", "onnx"],
+        "hf: config.json, model.safetensors and the tokenizer's files; gguf: one file for llama.cpp; onnx: graphs for onnxruntime",
+    ]
     out: Annotated[Path, "DIR", "the folder to make; for a GGUF also the file, by a name that ends in .gguf"]
     dtype: Annotated[
-        Literal["f32", "f16", "bf16", "q8_0"] | None, "type of the numbers (q8_0: gguf alone); default: unchanged, bit for bit"
+        Literal["f32", "f16", "bf16", "q8_0"] | None,
+        "type of the numbers (q8_0: gguf alone; onnx: f32 alone); default: unchanged, bit for bit",
     ] = None
 
     def run(self) -> dict[str, Any]:

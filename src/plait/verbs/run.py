@@ -25,7 +25,21 @@ class Run:
     null_threshold: Annotated[float | None, "of a model that answers: no answer where that scores better by more"] = None
     max_answer_tokens: Annotated[int | None, "of a model that answers: tokens of the longest answer (default 30)"] = None
     similar: Annotated[str | None, "FILE", "of an embedding model: rank this file's lines by cosine, the --n-best (default 5) first"] = None
-    max_new_tokens: Annotated[int | None, "of a language model: tokens it may add (default 50)"] = None
+    max_new_tokens: Annotated[int | None, "of a model that writes: tokens it may add (a language model's default is 50)"] = None
+    min_new_tokens: Annotated[int | None, "of a model that writes: tokens before it may end"] = None
+    temperature: Annotated[float | None, "of a model that writes: above 0 it draws tokens, their scores divided by this"] = None
+    top_k: Annotated[int | None, "with --temperature: only from the K likeliest tokens"] = None
+    top_p: Annotated[float | None, "with --temperature: only from the fewest that have this probability together"] = None
+    min_p: Annotated[float | None, "with --temperature: only those at least so many times as likely as the likeliest"] = None
+    typical: Annotated[float | None, "with --temperature: locally typical tokens that have this probability together"] = None
+    seed: Annotated[int | None, "with --temperature: the same seed draws the same text of the same input (default 0)"] = None
+    n: Annotated[int | None, "of a model that writes, with --json: samples of an input, or its best of --beams"] = None
+    repetition_penalty: Annotated[float | None, "of a model that writes: divides the scores of tokens that are there"] = None
+    presence_penalty: Annotated[float | None, "of a model that writes: taken off the score of a token that it has used"] = None
+    frequency_penalty: Annotated[float | None, "of a model that writes: taken off a token's score for each time it was used"] = None
+    no_repeat_ngram_size: Annotated[int | None, "of a model that writes: no run of so many tokens twice"] = None
+    logit_bias: Annotated[list[str] | None, "ID=NUMBER", "of a model that writes: numbers added to the scores of tokens"] = None
+    stop: Annotated[list[str] | None, "of a model that writes: strings that end an answer, before they occur in it"] = None
     prefix: Annotated[str | None, "of a text-to-text model: what stands before each text, such as 'summarize: '"] = None
     task: Annotated[str | None, "of a text-to-text model: one that its config.json names; gives prefix and settings"] = None
     chat: Annotated[bool | None, "of a language model: each input is a message to answer; at a keyboard, a conversation"] = None
@@ -41,7 +55,9 @@ class Run:
         from plait.errors import InputError
         from plait.hub import load
 
-        faults = number_faults(self, ("beams", "n_best", "max_new_tokens", "max_answer_tokens", "batch", "threads"), ("length_penalty",))
+        faults = number_faults(
+            self, ("beams", "n_best", "max_answer_tokens", "batch", "threads", "n"), ("length_penalty", "max_new_tokens")
+        )
         if faults:
             raise InputError("nothing can be answered so", faults)
         if self.threads:
@@ -63,9 +79,10 @@ class Run:
         from plait.hub.languages import opening
 
         messages = opening(self.system)
+        how = {name: value for name, value in self.options(model).items() if name not in ("chat", "system")}
         for text in stdin_lines():
             messages.append({"role": "user", "content": text})
-            answer = model.chat(messages, **({} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}))
+            answer = model.chat(messages, **how)
             messages.append({"role": "assistant", "content": answer})
             yield {"input": text, "answer": answer} if self.json else answer
 
@@ -73,7 +90,7 @@ class Run:
         """What was asked of the model; InputError names what a model of its task does not take."""
         from plait.errors import InputError, choices
 
-        taken = list(signature(model.rows).parameters)
+        taken = [*signature(model.rows).parameters, *getattr(model, "row_options", ())]
         given = {name: getattr(self, name) for name in OPTIONS if getattr(self, name) is not None}
         if faults := [f"{name_of(name)} {value}" for name, value in given.items() if name not in taken]:
             known = [name_of(name) for name in OPTIONS if name in taken]
@@ -84,10 +101,15 @@ class Run:
 
 
 def text_of(given: str) -> str:
-    """The text in a file of that name, or what was given where there is no such file."""
+    """The text in a file of that name, or what was given where it cannot be meant as a file's name."""
+    from plait.errors import InputError
     from plait.text.special import read_text
 
-    return read_text(Path(given), "a text in UTF-8") if isfile(given) else given
+    if isfile(given):
+        return read_text(Path(given), "a text in UTF-8")
+    if not any(map(str.isspace, given)) and (Path(given).suffix or Path(given).name != given):
+        raise InputError(f"--context {given}: there is no such file; give a file with the text, or the text itself")
+    return given
 
 
 def lines_of(file: str) -> tuple[str, ...]:
@@ -97,10 +119,29 @@ def lines_of(file: str) -> tuple[str, ...]:
     return tuple(line for line in read_text(Path(file), "texts in UTF-8, one a line").splitlines() if line.strip())
 
 
-# Fields that are options of a task, and those of them that name a file.
-OPTIONS = ("beams", "length_penalty", "n_best", "max_new_tokens", "context", "null_threshold", "max_answer_tokens", "similar")
-OPTIONS += ("prefix", "task", "chat", "system")
-READ = {"context": text_of, "similar": lines_of}
+def biases_of(pairs: list[str]) -> dict[int, float]:
+    """ID=NUMBER of each, as a mapping."""
+    from plait.errors import InputError
+
+    found, faults = {}, []
+    for pair in pairs:
+        try:
+            id, number = pair.split("=")
+            found[int(id)] = float(number)
+        except ValueError:
+            faults.append(f"--logit-bias {pair}: expected ID=NUMBER, such as 13=-2.5")
+    if faults:
+        raise InputError("nothing can be answered so", faults)
+    return found
+
+
+# Fields that are options of a task, and those of them that are read: from a file, or from their words.
+OPTIONS = [
+    *("beams", "length_penalty", "n_best", "max_new_tokens", "context", "null_threshold", "max_answer_tokens", "similar"),
+    *("prefix", "task", "chat", "system", "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical", "seed", "n"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "logit_bias", "stop"),
+]
+READ = {"context": text_of, "similar": lines_of, "logit_bias": biases_of}
 
 
 def name_of(option: str) -> str:

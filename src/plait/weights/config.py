@@ -1,5 +1,6 @@
 """A `config.json` of others as settings of ours, and back: a key that changes the computation and is not understood is an error."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,13 +56,18 @@ class Key:
         return (self.theirs, *self.also)
 
     def read(self, raw: Mapping[str, Any]) -> dict[str, Any]:
-        value = next((raw[name] for name in self.names if name in raw), self.default)
+        given = {name: raw[name] for name in self.names if name in raw}
+        value = next(iter(given.values()), self.default)
+        if any(other != value for other in list(given.values())[1:]):
+            raise ValueError(f"{', '.join(f'{name}={other!r}' for name, other in given.items())} are names of one setting: give one")
         if value is None and self.optional:
             return {self.ours: None}
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)  # JSON of some writers has 10000 for 10000.0
         if not isinstance(value, self.kind) or (isinstance(value, bool) and self.kind is not bool):
             raise ValueError(f"{self.theirs}={value!r} must be of type {self.kind.__name__}")
+        if (isinstance(value, int) and value < 0) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{self.theirs}={value!r} must be a {'whole number from 0' if self.kind is int else 'finite number'}")
         if self.values is None:
             return {self.ours: value}
         if value not in self.values:
@@ -157,6 +163,7 @@ def read(tables: Iterable[Keys], raw: Mapping[str, Any], ignore: Collection[str]
 
     Raises one `InputError` with all keys that are not understood.
     """
+    tables = list(tables)
     table = next((t for t in tables if t.model_type == raw.get("model_type")), None)
     if table is None:
         raise InputError(f"model_type={raw.get('model_type')!r}: this page reads {choices(repr(t.model_type) for t in tables)}")
@@ -169,6 +176,9 @@ def read(tables: Iterable[Keys], raw: Mapping[str, Any], ignore: Collection[str]
             settings |= entry.read(raw)
         except ValueError as problem:
             faults.append(str(problem))
+        except (ArithmeticError, AttributeError, LookupError, TypeError):  # a group that met a list in place of a number, or the like
+            said = ", ".join(f"{name}={raw[name]!r}" for name in entry.names if name in raw)
+            faults.append(f"{said}: {'is' if len(entry.names) == 1 else 'one of these is'} of a kind that cannot be understood")
     harmless = known | GENERAL | set(PLAIN) | set(table.ignored) | set(ignore)
     faults += [f"{name}={value!r} is not understood" for name, value in raw.items() if name not in harmless and value is not None]
     if faults:

@@ -24,7 +24,7 @@ def ropes(base: str = "rope_theta", share: str = "partial_rotary_factor", whole:
 
     def read(raw: Mapping[str, Any]) -> dict[str, Any]:
         given = {name: value for name, value in (raw.get("rope_scaling") or raw.get("rope_parameters") or {}).items() if value is not None}
-        rate = float(given.pop("rope_theta", raw.get(base) or 10000.0))
+        rate = _number(base, given.pop("rope_theta", raw.get(base) or 10000.0))
         turned = given.pop("partial_rotary_factor", 1.0 if raw.get(share) is None and whole is None else raw.get(share, whole))
         if isinstance(turned, bool) or not isinstance(turned, int | float) or not 0 <= turned <= 1:
             raise ValueError(f"{share}={turned!r} must be a number from 0 to 1")
@@ -49,12 +49,12 @@ def _stretch(given: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any] | 
     else:
         if missing := [theirs for theirs, _, default in ROPES[kind] if default is None and theirs not in given]:
             raise ValueError(f"rope scaling of type {kind!r} lacks {', '.join(missing)}")
-        stretch = {"kind": kind, **{ours: float(given.pop(theirs, default)) for theirs, ours, default in ROPES[kind]}}
+        stretch = {"kind": kind, **{ours: _number(theirs, given.pop(theirs, default)) for theirs, ours, default in ROPES[kind]}}
         if kind != "linear":
             length = given.pop(ORIGINAL, raw.get("max_position_embeddings"))
             if length is None:
                 raise ValueError(f"rope scaling of type {kind!r} lacks {ORIGINAL}")
-            stretch["original_length"] = int(length)
+            stretch["original_length"] = int(_number(ORIGINAL, length))
         if kind == "yarn":
             stretch["magnitude"] = _magnitude(stretch["factor"], given)
             if given.pop("truncate", True) is not True:
@@ -62,6 +62,12 @@ def _stretch(given: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any] | 
     if given:
         raise ValueError(f"rope scaling of type {kind!r} has {', '.join(f'{k}={v!r}' for k, v in given.items())}, which is not understood")
     return stretch
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name}={value!r} must be a number")
+    return float(value)
 
 
 def _magnitude(factor: float, given: dict) -> float:

@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-enum { LANES = 8, GROUP = 32, TILE = 4 }; /* TILE: rows of x whose sums stay in registers */
+enum { LANES = 8, GROUP = 32, TILE = 4, NEAR = 16 }; /* TILE: rows of x whose sums stay in registers */
 #if defined(__AVX512VNNI__)
 enum { ABOVE = 128 }; /* the instruction takes unsigned bytes: 8-bit weights are moved up, and the sum of x is taken off */
 #else
@@ -57,6 +57,8 @@ INLINE v8f halves(const uint16_t *p) {
   return out;
 #endif
 }
+
+INLINE float across(v8f v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
 
 INLINE v8i dot_plain(v8i sum, v8i w, v8i x, int is_signed) {
   uint8_t a[32];
@@ -162,30 +164,54 @@ static void tiles4(int m, const uint8_t *w, const uint16_t *scale, const uint16_
   else tile(1, 4, w, scale, least, x, at, out);
 }
 
-/* One row of x: padded, and where it is rounded, group by group to 127 steps either way (a NaN stays one, in its scale). */
+/* 32 whole numbers of at most 127 as bytes. */
+INLINE void narrow(const v8i *whole, int8_t *to) {
+#ifdef __AVX2__
+  __m256i pairs = _mm256_packs_epi16(_mm256_packs_epi32((__m256i)whole[0], (__m256i)whole[1]),
+                                     _mm256_packs_epi32((__m256i)whole[2], (__m256i)whole[3])); /* within halves of the vector */
+  _mm256_storeu_si256((__m256i *)to, _mm256_permutevar8x32_epi32(pairs, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+#else
+  for (int k = 0; k < GROUP; k++) to[k] = (int8_t)whole[k / LANES][k % LANES];
+#endif
+}
+
+/* One row of x: padded, and where it is rounded, group by group to 127 steps either way. */
 static void prepare(Rows *x, int64_t row, const float *from, int64_t d_in) {
   float *exact = x->exact + row * x->groups * GROUP;
   memcpy(exact, from, d_in * sizeof(float));
   memset(exact + d_in, 0, (x->groups * GROUP - d_in) * sizeof(float));
-  for (int64_t g = 0; g < x->groups; g++) {
-    const float *v = exact + g * GROUP;
-    int64_t j = row * x->groups + g;
-    float sum = 0, largest = 0;
-    for (int k = 0; k < GROUP; k++) sum += v[k];
-    x->sum[j] = sum;
-    if (!x->rounded) continue;
-    int32_t total = 0;
-    for (int k = 0; k < GROUP; k++) largest = fabsf(v[k]) > largest ? fabsf(v[k]) : largest;
-    float scale = largest / 127, by = scale > 0 ? scale : 1;
-    int sound = sum - sum == 0; /* neither infinite nor NaN */
-    for (int k = 0; k < GROUP; k++) {
-      int32_t q = sound ? (int32_t)rintf(v[k] / by) : 0;
-      x->rounded[j * GROUP + k] = (int8_t)q;
-      total += q;
+  for (int64_t j = row * x->groups; j < (row + 1) * x->groups; j++, exact += GROUP) {
+    v8f v[4], sum = {0};
+    for (int k = 0; k < 4; k++) {
+      memcpy(&v[k], exact + k * LANES, sizeof *v);
+      sum += v[k];
     }
-    x->scale[j] = sound ? scale : sum - sum;
-    x->total[j] = total;
-    x->sum[j] = scale * (float)total;
+    x->sum[j] = across(sum);
+    if (!x->rounded) continue;
+    v8i largest = {0}, total = {0}; /* as whole numbers, the bits of what is not negative have the order of the floats, NaN last */
+    for (int k = 0; k < 4; k++) {
+      v8i bits = (v8i)v[k] & 0x7fffffff, more = bits > largest;
+      largest = (bits & more) | (largest & ~more);
+    }
+    int32_t most = 0;
+    for (int r = 0; r < LANES; r++) most = largest[r] > most ? largest[r] : most;
+    float scale;
+    memcpy(&scale, &most, 4);
+    int sound = most < 0x7f800000; /* neither infinite nor NaN */
+    scale = sound ? scale / 127 : NAN;
+    v8i whole[4];
+    float by = sound && scale > 0 ? scale : INFINITY;
+    for (int k = 0; k < 4; k++) {
+      const float nearest = 12582912; /* 1.5 * 2^23: adding it rounds to a whole number, halves to the even one */
+      v8f steps = sound ? v[k] / by + nearest - nearest : (v8f){0};
+      whole[k] = __builtin_convertvector(steps, v8i);
+      total += whole[k];
+    }
+    narrow(whole, x->rounded + j * GROUP);
+    x->total[j] = 0;
+    for (int r = 0; r < LANES; r++) x->total[j] += total[r];
+    x->scale[j] = scale;
+    x->sum[j] = scale * (float)x->total[j];
   }
 }
 
@@ -206,18 +232,21 @@ int plait_product(const uint8_t *codes, const uint16_t *scale, const uint16_t *l
   {
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) prepare(&x, row, from + row * d_in, d_in);
-#pragma omp for schedule(static)
-    for (int64_t b = 0; b < blocks; b++) {
-      int64_t first = b * LANES, many = d_out - first < LANES ? d_out - first : LANES;
-      const uint16_t *d = scale + first * x.groups, *l = least ? least + first * x.groups : NULL;
-      float add[LANES] = {0};
-      if (bias) memcpy(add, bias + first, many * sizeof(float));
-      for (int64_t at = 0; at < rows; at += TILE) {
-        int m = rows - at < TILE ? (int)(rows - at) : TILE;
-        v8f out[TILE];
-        (bits == 8 ? tiles8 : tiles4)(m, codes + first * x.groups * bits * 4, d, l, &x, at, out);
-        for (int i = 0; i < m; i++)
-          for (int r = 0; r < many; r++) y[(at + i) * d_out + first + r] = out[i][r] + add[r];
+    for (int64_t begin = 0; begin < rows; begin += NEAR) { /* rows of x that stay in the first cache while W goes by */
+      int64_t end = rows - begin < NEAR ? rows : begin + NEAR;
+#pragma omp for schedule(static) nowait
+      for (int64_t b = 0; b < blocks; b++) {
+        int64_t first = b * LANES, many = d_out - first < LANES ? d_out - first : LANES;
+        const uint16_t *d = scale + first * x.groups, *l = least ? least + first * x.groups : NULL;
+        float add[LANES] = {0};
+        if (bias) memcpy(add, bias + first, many * sizeof(float));
+        for (int64_t at = begin; at < end; at += TILE) {
+          int m = end - at < TILE ? (int)(end - at) : TILE;
+          v8f out[TILE];
+          (bits == 8 ? tiles8 : tiles4)(m, codes + first * x.groups * bits * 4, d, l, &x, at, out);
+          for (int i = 0; i < m; i++)
+            for (int r = 0; r < many; r++) y[(at + i) * d_out + first + r] = out[i][r] + add[r];
+        }
       }
     }
   }

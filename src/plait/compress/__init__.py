@@ -1,0 +1,5 @@
+"""Passes that make a finished model smaller."""
+
+from plait.compress.weights import from_gguf as from_gguf
+from plait.compress.weights import quantise as quantise
+from plait.compress.weights import restore as restore

@@ -1,0 +1,298 @@
+"""Matrices in 8 or 4 bits a value, and the parts that multiply by them: what `Linear`, `Tokens` and `Tied` become (`plait.compress`).
+
+Values stand in groups of 32 along a row, each group with a scale in float16. In 8 bits a value is scale * code with codes of -127 to
+127; in 4 bits, codes of 0 to 15, it is least + scale * code, `least` in float16 as well, or -8 * scale where there is none.
+These are the numbers of the GGUF types Q8_0, Q4_1 and Q4_0, in another order.
+"""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from plait.core import native
+from plait.core.embeddings import Tokens
+from plait.core.heads import Tied
+from plait.core.linear import Linear
+from plait.core.stream import Lent, Stream
+
+GROUP = 32  # values with a scale of their own
+LANES = 8  # rows that lie side by side, so that a vector of 32 bytes has four values of each
+STEPS = 127
+AT_ONCE = 2**22  # values that are taken out of their codes at a time
+MANY = 128  # rows from which on torch's product of float32 numbers pays for taking them out of their codes (docs/log.md)
+SHRINKS = (1.0, 0.92, 0.84)  # of a group's range, tried in 4 bits: the middle is finer for a few values that are cut off
+
+
+class Quantised(nn.Module):
+    """A matrix [d_out, d_in] as codes and scales. With `rounding`, x is rounded too before a product: to 127 steps of each of its groups.
+
+    Rows are counted up to whole eights, columns to whole groups. float16 numbers are kept as the int16 of their bits, so that a change
+    of a model's dtype leaves them as they are.
+    """
+
+    codes: Tensor  # uint8 [d_out / 8, groups, bits, 8, 4]: for each group, `bits` vectors of eight rows with four bytes each
+    scale: Tensor  # int16 [d_out / 8, groups, 8]
+    least: Tensor | None  # as `scale`
+    size: Tensor  # int64 [2], so that a file tells it
+
+    def __init__(self, codes: Tensor, scale: Tensor, least: Tensor | None, size: Tensor, rounding: bool = True):
+        """The tensors as they are stored; `packed` and `quantised` make them."""
+        super().__init__()
+        self.rounding = rounding
+        for name, tensor in (("codes", codes), ("scale", scale), ("least", least), ("size", size)):
+            self.register_buffer(name, tensor)
+        self.d_out, self.d_in = size.tolist()
+
+    @property
+    def bits(self) -> int:
+        return self.codes.shape[2]
+
+    def values(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "d_out d_in"]:
+        return _values(self.codes, self.scale, self.least, dtype)[: self.d_out, : self.d_in]
+
+    def rows(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... d_in"]:
+        """The rows of these numbers as float32; an index out of range is an error, as in `F.embedding`."""
+        flat = ids.reshape(-1)
+        if not torch.compiler.is_compiling() and flat.numel() and not (flat.min() >= 0 and flat.max() < self.d_out):
+            raise IndexError(f"index out of range: rows are numbered from 0 to {self.d_out - 1}")
+        block, lane = flat // LANES, flat % LANES
+        halves = [None if t is None else t.view(torch.float16)[block, :, lane] for t in (self.scale, self.least)]
+        codes = self.codes[block, :, :, lane].flatten(2)  # [N, groups, bytes of a group]
+        return decoded(codes, halves[0], halves[1])[:, : self.d_in].view(*ids.shape, -1)  # type: ignore[arg-type]
+
+    def forward(self, x: Float[Tensor, "... d_in"], bias: Tensor | None = None) -> Float[Tensor, "... d_out"]:
+        """x times the matrix transposed (+ bias), in the dtype of x. A gradient goes to x as if it had not been rounded."""
+        if x.shape[-1] != self.d_in:
+            raise ValueError(f"rows of {x.shape[-1]} values do not fit a matrix of {self.d_in} columns")
+        wanted = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+        if wanted or x.dtype != torch.float32:
+            return in_torch(x, self.codes, self.scale, self.least, bias, self.d_out, self.rounding)
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
+        # What does the work in eager mode is called straight: the way through torch's dispatcher takes 20 us, a small product 10.
+        return (product if traced else _product)(x, self.codes, self.scale, self.least, bias, self.d_out, self.rounding)
+
+    def extra_repr(self) -> str:
+        return f"{self.d_in} -> {self.d_out}, {self.bits} bits"
+
+
+# ---- the parts ----
+
+
+class QuantisedLinear(nn.Module):
+    """A `Linear` whose matrix is quantised."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, matrix: Quantised, bias: nn.Parameter | None):
+        super().__init__()
+        self.matrix = matrix
+        self.register_parameter("bias", bias)
+
+    @property
+    def weight(self) -> Tensor:  # [d_out, d_in], computed
+        return self.matrix.values()
+
+    def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+        return self.matrix(x, self.bias)
+
+
+class QuantisedTokens(nn.Module):
+    """`Tokens` whose matrix is quantised: only the rows that are asked for become float32."""
+
+    def __init__(self, matrix: Quantised, scale: float = 1.0):
+        super().__init__()
+        self.matrix, self.scale = matrix, scale
+
+    @property
+    def weight(self) -> Tensor:  # [V, D], computed
+        return self.matrix.values()
+
+    def forward(self, s: Stream) -> Stream:
+        x = self.matrix.rows(s.x)
+        return s.having(x=x if self.scale == 1.0 else x * self.scale)
+
+
+class QuantisedTied(Tied):
+    """Scores against the rows of a quantised embedding."""
+
+    def forward(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+        return self.tokens.matrix(hidden if self.scale == 1.0 else hidden * self.scale, self.bias)
+
+
+def place(net: nn.Module, matrices: dict[str, Quantised]) -> nn.Module:
+    """Puts matrices where `Linear` and `Tokens` of these names stand, in place; whoever shares them (`Lent`, `Tied`) gets the new part."""
+    parts = {name: net.get_submodule(name) for name in matrices}
+    new: dict[nn.Module, nn.Module] = {}
+    for name, part in parts.items():
+        assert type(part) in (Linear, Tokens), f"{name} is a {type(part).__name__}"
+        new[part] = QuantisedTokens(matrices[name], part.scale) if isinstance(part, Tokens) else QuantisedLinear(matrices[name], part.bias)  # type: ignore[arg-type]
+    owners = list(net.modules())
+    for lent in (value for owner in owners for value in vars(owner).values()):
+        while isinstance(lent, Lent):  # what is lent may be lent on
+            lent.part = new.get(lent.part, lent.part)
+            lent = lent.part
+    for tied in owners:
+        if type(tied) is Tied and hasattr(tied.tokens, "matrix"):
+            new[tied] = QuantisedTied(tied.tokens.part, tied.scale)
+            new[tied].register_parameter("bias", tied.bias)
+    for owner in owners:
+        for name, part in owner.named_children():
+            if part in new:
+                owner.register_module(name, new[part].train(part.training))
+    return net
+
+
+# ---- into codes and back ----
+
+
+def quantised(weight: Float[Tensor, "d_out d_in"], bits: int, rounding: bool = True) -> Quantised:
+    """A matrix in 8 bits, symmetric, or in 4 bits with a least value for each group. ValueError where float16 cannot hold a scale."""
+    padded = F.pad(weight.detach(), (0, -weight.shape[1] % GROUP))
+    step = max(1, AT_ONCE // 16 // max(1, padded.shape[1]))  # small enough for the many passes in 4 bits to stay in the CPU's cache
+    encode = {8: encoded8, 4: encoded4}[bits]
+    made = [encode(part.float().unflatten(1, (-1, GROUP))) for part in padded.split(step)]
+    codes, scale, least = (None if parts[0] is None else torch.cat(parts) for parts in zip(*made, strict=True))  # type: ignore[arg-type]
+    assert codes is not None and scale is not None
+    if not (scale.isfinite().all() and (least is None or least.isfinite().all())):
+        raise ValueError(f"values up to {weight.abs().max():.3g} are too large, or no numbers")
+    return packed(codes, scale, least, weight.shape[1], rounding)
+
+
+def encoded8(w: Float[Tensor, "N G 32"]) -> tuple[Tensor, Tensor, None]:
+    """Codes [N, G, 32] as uint8 and scales [N, G]: the largest value of a group becomes 127."""
+    scale = (w.abs().amax(-1) / STEPS).half()
+    codes = (w / _divisor(scale.float())[..., None]).round().clamp(-STEPS, STEPS)
+    return codes.to(torch.int8).view(torch.uint8), scale, None
+
+
+def encoded4(w: Float[Tensor, "N G 32"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes [N, G, 16], scales and least values [N, G]: of some ranges the one with the least squared error.
+
+    Each range's codes are fitted once more: the scale and the least value that are best for these codes (least squares).
+    """
+    low, high = w.amin(-1), w.amax(-1)
+    best: tuple[Tensor, ...] | None = None
+    for shrink in SHRINKS:
+        scale = (high - low) * (shrink / 15)
+        least = low + (high - low) * ((1 - shrink) / 2)
+        for _ in range(2):
+            q = _codes4(w, scale.half(), least.half())
+            found = (q, scale.half(), least.half())
+            error = (_line(*found) - w).square_().sum(-1)
+            if best is None:
+                best = (*found, error)
+            else:
+                better = ~(error >= best[-1])
+                best = tuple(torch.where(better[..., None] if a.ndim == 3 else better, a, b) for a, b in zip((*found, error), best))
+            mean, centred = w.mean(-1), q - q.mean(-1, keepdim=True)
+            scale = (centred * w).sum(-1) / _divisor(centred.square().sum(-1))
+            least = mean - scale * q.mean(-1)
+    assert best is not None
+    q = best[0].to(torch.uint8)
+    return q[..., :16] | q[..., 16:] << 4, best[1], best[2]
+
+
+def _codes4(w: Tensor, scale: Tensor, least: Tensor) -> Tensor:
+    return ((w - least.float()[..., None]) / _divisor(scale.float())[..., None]).round_().clamp_(0, 15)
+
+
+def _line(q: Tensor, scale: Tensor, least: Tensor) -> Tensor:
+    return q * scale.float()[..., None] + least.float()[..., None]
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    """A group of equal values has no scale: whatever it is divided by."""
+    return torch.where(scale == 0, 1.0, scale)
+
+
+def packed(codes: UInt8[Tensor, "N G W"], scale: Tensor, least: Tensor | None, d_in: int, rounding: bool = True) -> Quantised:
+    """Rows in the order in which they are multiplied. A group's codes are 32 bytes (8 bits, signed), or 16 whose low halves come first.
+
+    `scale` and `least` are float16 [N, G]; that is how GGUF stores them, too.
+    """
+    n = len(codes)
+    fill = (0,) * 3 + (-n % LANES,)
+
+    def side_by_side(halves: Tensor) -> Tensor:  # [N, G] -> [N / 8, G, 8]
+        return F.pad(halves, fill).unflatten(0, (-1, LANES)).transpose(1, 2).contiguous().view(torch.int16)
+
+    four = F.pad(codes, (0, 0, *fill)).unflatten(0, (-1, LANES)).unflatten(-1, (-1, 4))  # [N / 8, 8, G, bits, 4]
+    size = torch.tensor([n, d_in], device="cpu")
+    least = None if least is None else side_by_side(least)
+    return Quantised(four.permute(0, 2, 3, 1, 4).contiguous(), side_by_side(scale), least, size, rounding)
+
+
+def decoded(codes: Tensor, scale: Tensor, least: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rows of codes [N, G, bytes of a group] with scale and least float16 [N, G] -> values [N, G * 32]."""
+    d = scale.to(dtype)[..., None]
+    if codes.shape[-1] == GROUP:
+        return (codes.view(torch.int8).to(dtype) * d).flatten(1)
+    q = torch.cat([codes & 15, codes >> 4], -1).to(dtype)
+    return ((q - 8) * d if least is None else torch.addcmul(least.to(dtype)[..., None], q, d)).flatten(1)
+
+
+def _values(codes: Tensor, scale: Tensor, least: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Stored blocks -> values [d_out, d_in], both counted up."""
+    halves = [None if t is None else t.view(torch.float16).transpose(1, 2).flatten(0, 1) for t in (scale, least)]
+    return decoded(codes.permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(2), halves[0], halves[1], dtype)  # type: ignore[arg-type]
+
+
+# ---- products ----
+
+
+def rounded(x: Float[Tensor, "... K"]) -> Float[Tensor, "... K"]:
+    """x with each group of 32 in 127 steps either way of its largest value. A group with a NaN or an infinity is NaN."""
+    groups = F.pad(x, (0, -x.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
+    scale = groups.abs().amax(-1, keepdim=True) / STEPS
+    return ((groups / _divisor(scale)).round() * scale).flatten(-2)[..., : x.shape[-1]]
+
+
+def in_torch(x: Tensor, codes: Tensor, scale: Tensor, least: Tensor | None, bias: Tensor | None, d_out: int, rounding: bool) -> Tensor:
+    """The product in torch's own operations, on any device: blocks of the matrix become numbers, one after another."""
+    if rounding:
+        x = x + (rounded(x.detach()) - x.detach()) if x.requires_grad else rounded(x)
+    step = max(1, AT_ONCE // (LANES * GROUP * codes.shape[1]))
+    parts = [None if t is None else t.split(step) for t in (codes, scale, least)]
+    least_parts = parts[2] or [None] * len(parts[0] or ())
+    blocks = zip(parts[0] or (), parts[1] or (), least_parts, strict=True)
+    y = torch.cat([x @ _values(*block, x.dtype)[:, : x.shape[-1]].t() for block in blocks], -1)[..., :d_out]
+    return y if bias is None else y + bias
+
+
+@cache
+def _native() -> Callable[..., int] | None:
+    if (library := native.library("product")) is None:
+        return None
+    call = library.plait_product
+    call.argtypes = [*[ctypes.c_void_p] * 6, *[ctypes.c_int64] * 3, *[ctypes.c_int] * 3]
+    return call
+
+
+def _product(x: Tensor, codes: Tensor, scale: Tensor, least: Tensor | None, bias: Tensor | None, d_out: int, rounding: bool) -> Tensor:
+    """The product of float32 rows, native on a CPU where that can be built (`native.described("product")` tells)."""
+    d_in = x.shape[-1]
+    rows = x.numel() // d_in
+    here = x.device.type == codes.device.type == "cpu" and (rounding or rows < MANY)
+    call = _native() if here else None
+    if call is None:
+        return in_torch(x, codes, scale, least, bias, d_out, rounding)
+    x, bias = x.contiguous(), None if bias is None else bias.float().contiguous()
+    y = x.new_empty(*x.shape[:-1], d_out)
+    pointers = [None if t is None else t.data_ptr() for t in (codes, scale, least, bias, x, y)]
+    if call(*pointers, rows, d_in, d_out, codes.shape[2], rounding, torch.get_num_threads()):
+        raise MemoryError(f"no memory for {rows} rows of {d_in} values")
+    return y
+
+
+product: Any = torch.library.custom_op("plait::product", _product, mutates_args=())
+
+
+@product.register_fake
+def _(x: Tensor, codes: Tensor, scale: Tensor, least: Tensor | None, bias: Tensor | None, d_out: int, rounding: bool) -> Tensor:
+    return x.new_empty(*x.shape[:-1], d_out)
