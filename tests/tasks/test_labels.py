@@ -11,7 +11,8 @@ from plait.errors import InputError
 from plait.models import bert
 from plait.tasks.encoding import Encoder, windows
 from plait.tasks.labels import Entity, entities
-from plait.text.special import LoadedTokenizer, SpecialTokens
+from plait.text.loaded import LoadedTokenizer
+from plait.text.special import SpecialTokens
 
 # ---- schemes ----
 

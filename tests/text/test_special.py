@@ -12,9 +12,10 @@ import transformers
 from tokenizers import AddedToken, models, pre_tokenizers, processors
 
 from plait.errors import InputError
+from plait.text.loaded import LoadedTokenizer
 from plait.text.loading import load_tokenizer
 from plait.text.sentencepiece_file import read_sentencepiece
-from plait.text.special import LoadedTokenizer, SpecialTokens, ends, flag, read_object, read_special, wrapping
+from plait.text.special import SpecialTokens, ends, flag, read_object, read_special, wrapping
 
 
 def write(folder, **files):

@@ -18,8 +18,9 @@ from plait.hub.languages import LanguageModel
 from plait.hub.pairs import SequenceModel
 from plait.hub.ready import Parts, Ready, vocabulary
 from plait.text.gguf_tokens import gguf_tokenizer
+from plait.text.loaded import LoadedTokenizer
 from plait.text.loading import load_pair
-from plait.text.special import LoadedTokenizer, read_object
+from plait.text.special import read_object
 from plait.weights import config as keys
 from plait.weights import rules as table
 from plait.weights.certificate import Certificate

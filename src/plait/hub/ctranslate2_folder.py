@@ -8,7 +8,8 @@ import torch
 from plait import models
 from plait.errors import InputError, choices
 from plait.hub.ready import Parts
-from plait.text.special import LoadedTokenizer, read_object
+from plait.text.loaded import LoadedTokenizer
+from plait.text.special import read_object
 from plait.text.vocabulary import read_vocabulary, symbol_tokenizer
 from plait.weights import rules as table
 from plait.weights.ctranslate2_file import Ctranslate2File

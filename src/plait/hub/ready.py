@@ -11,7 +11,7 @@ import torch
 
 from plait.core.model import Model
 from plait.errors import InputError
-from plait.text.special import LoadedTokenizer
+from plait.text.loaded import LoadedTokenizer
 from plait.weights.certificate import Certificate
 
 Row = tuple[str, dict[str, Any]]  # an answer as the command line prints it: a line, and the JSON object that says more

@@ -28,9 +28,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise InputError(f"{folder}: there is no such folder; give a run made by `plait train ... --out {folder}`")
     if not path.exists():
-        raise InputError(
-            f"{folder}: has no {CONFIG}, so it is not a run (`plait train` makes one) nor a released checkpoint"
-        )
+        raise InputError(f"{folder}: has no {CONFIG}, so it is not a run (`plait train` makes one) nor a released checkpoint")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -23,8 +23,8 @@ from plait.hub.onnx_export import export_onnx
 from plait.hub.runs import open_run, read_config
 from plait.text.gguf_keys import gguf_keys
 from plait.text.gguf_tokens import gguf_tokenizer
+from plait.text.loaded import LoadedTokenizer
 from plait.text.loading import load_tokenizer
-from plait.text.special import LoadedTokenizer
 from plait.weights import config as keys
 from plait.weights import rules as table
 from plait.weights.certificate import Certificate

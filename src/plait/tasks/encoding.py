@@ -10,7 +10,7 @@ from torch import Tensor
 from plait.core.model import Model
 from plait.core.stream import Stream
 from plait.errors import InputError
-from plait.text.special import LoadedTokenizer
+from plait.text.loaded import LoadedTokenizer
 
 NO_ROOM = "this model has no room for a text between its special tokens"
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from plait.core.model import Model
 from plait.errors import InputError
 from plait.tasks.encoding import Encoder, Pieces, windows
-from plait.text.special import LoadedTokenizer
+from plait.text.loaded import LoadedTokenizer
 
 OUTSIDE = "O"
 BEGINS, ENDS, CONTINUES = frozenset("BSU"), frozenset("ESLU"), frozenset("IEL")  # BIO, BIOES, and BILOU, which says L and U for E and S

@@ -6,8 +6,8 @@ from typing import Any
 
 from plait.errors import InputError
 from plait.text.gguf_tokens import IDS, PREFIX, SPLITS, gguf_tokenizer
+from plait.text.loaded import LoadedTokenizer
 from plait.text.sentencepiece_file import BPE, CONTROL, NORMAL, UNUSED, USER, read_sentencepiece
-from plait.text.special import LoadedTokenizer
 
 # Texts in which every way of splitting words that is known differs from every other.
 PROBES = (

@@ -7,6 +7,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from plait.errors import InputError, choices
+from plait.text.loaded import LoadedTokenizer
 from plait.text.sentencepiece_file import (
     BPE,
     BYTE,
@@ -19,7 +20,7 @@ from plait.text.sentencepiece_file import (
     charsmap_faults,
     piece_faults,
 )
-from plait.text.special import LoadedTokenizer, SpecialTokens, wrapping
+from plait.text.special import SpecialTokens, wrapping
 
 PREFIX = "tokenizer.ggml."
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

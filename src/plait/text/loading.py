@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from plait.errors import InputError
 from plait.text.chat import read_chat_template
 from plait.text.gguf_tokens import QWEN, byte_pair_model, check_merges
+from plait.text.loaded import LoadedTokenizer
+from plait.text.marian import MarianTokenizer
 from plait.text.sentencepiece_file import BPE, CONTROL, SPACE, USER, build_sentencepiece, normalizer_faults, read_sentencepiece
-from plait.text.special import LoadedTokenizer, SpecialTokens, ends, flag, read_object, read_special, read_text, wrapping
+from plait.text.special import SpecialTokens, ends, flag, read_object, read_special, read_text, wrapping
 
 FILES = "tokenizer.json, vocab.json with merges.txt, vocab.txt, a SentencePiece .model, or source.spm with target.spm and vocab.json"
 SMILES = r"\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|\?|>>?|\*|\$|\%[0-9]{2}|[0-9]"
@@ -254,45 +255,6 @@ def _sentencepiece(file: Path, kind: str, config: Mapping[str, Any], special: Sp
     special = special.with_defaults(**{role: name for role, name in (("bos", "<s>"), ("eos", "</s>")) if name in names})
     ends(backend, config, special, bos=kind == "Llama" or (not kind and model.kind == BPE))
     return backend, special
-
-
-class MarianTokenizer(LoadedTokenizer):
-    """One side of a Marian pair: a SentencePiece model splits, and vocab.json, shared by both sides, gives the pieces' ids.
-
-    A text may begin with the target language (`>>fra<<`). It cannot be saved as one tokenizer.json.
-    """
-
-    def __init__(self, backend: tokenizers.Tokenizer, splitter: tokenizers.Tokenizer, special: SpecialTokens):
-        splitter.encode_special_tokens = True
-        self.splitter = splitter
-        self.vocab = backend.get_vocab(with_added_tokens=False)
-        super().__init__(backend, special=special)
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        try:
-            return [self._pieces(text) for text in texts]
-        except (UnicodeEncodeError, TypeError):
-            super().encode_batch(texts)  # says what is wrong with them
-            raise
-
-    def _pieces(self, text: str) -> list[int]:
-        code = re.match(r">>.*?<<", text, re.DOTALL)
-        rest = text[code.end() :] if code else text
-        tokens = [*([code[0]] if code else []), *self.splitter.encode(rest, add_special_tokens=False).tokens]
-        return self._plain([self.vocab.get(token, self.unk_id) for token in tokens])  # type: ignore[misc]
-
-    def encode_marked(self, text: str) -> list[int]:
-        return self.encode(text)
-
-    def save(self, path: str | Path) -> None:
-        raise InputError(f"{path}: a Marian tokenizer is two SentencePiece models and a vocabulary: copy its files instead")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "splitter": self.splitter.to_str()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        backend, splitter = (tokenizers.Tokenizer.from_str(state[name]) for name in ("json", "splitter"))
-        self.__init__(backend, splitter, SpecialTokens(state["roles"]))
 
 
 def _marian(folder: Path, side: str, special: SpecialTokens) -> MarianTokenizer:

@@ -8,7 +8,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from plait.errors import InputError
-from plait.text.special import LoadedTokenizer, SpecialTokens, read_text, wrapping
+from plait.text.loaded import LoadedTokenizer
+from plait.text.special import SpecialTokens, read_text, wrapping
 from plait.text.tokenizer import EACH
 
 MARKED = ("▁", "￭", "@@", "Ġ")  # how SentencePiece, OpenNMT's Tokenizer and byte-pair encoders mark where words begin or go on
