@@ -15,13 +15,15 @@ from plait.hub import place
 from plait.hub.checkpoints import gguf_of, open_checkpoint
 from plait.hub.writing import convert
 
-ALWAYS = ("plait", "transformers")
+ALWAYS = ("plait", "plait int8", "plait int4", "transformers")
 MODELS = {  # -> the peers that can read it
     "gpt2": (*ALWAYS, "ctranslate2", "ctranslate2 int8"),
     "smollm2": (*ALWAYS, "llama.cpp f32", "llama.cpp q8_0", "llama.cpp q4_1"),
 }
 WHAT = {
     "plait": "plait.load, generate(ids), float32",
+    "plait int8": "the same with bits=8: weights in groups of 32, activations rounded to 8 bits too",
+    "plait int4": "the same with bits=4",
     "transformers": "AutoModelForCausalLM.generate, greedy, float32",
     "ctranslate2": "Generator.generate_batch, float32",
     "ctranslate2 int8": "the same with int8 weights",
@@ -54,8 +56,8 @@ def contestants(model: str, names: list[str], scratch: Path, threads: int) -> di
         convert(folder, "hf", hf)
     made: dict[str, Continue] = {}
     for name in names:
-        if name == "plait":
-            made[name] = ours(folder)
+        if name.startswith("plait"):
+            made[name] = ours(folder, {"plait": None, "plait int8": 8, "plait int4": 4}[name])
         elif name == "transformers":
             made[name] = transformers_of(hf)
         elif name.startswith("ctranslate2"):
@@ -75,8 +77,8 @@ def gguf(folder: Path, released: Path | None, kind: str, scratch: Path) -> Path:
     return out
 
 
-def ours(folder: Path) -> Continue:
-    model = open_checkpoint(folder)
+def ours(folder: Path, bits: int | None) -> Continue:
+    model = open_checkpoint(folder, bits=bits)
     return lambda ids, new: model.generate(ids, max_new_tokens=new, min_new_tokens=new)  # type: ignore[attr-defined]
 
 

@@ -20,6 +20,11 @@ class Tokens(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
         self.reset_parameters()
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(vocabulary, d_model), without touching the values, which a quantised embedding would have to compute."""
+        return self.weight.shape[0], self.weight.shape[1]
+
     def reset_parameters(self) -> None:
         init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
 

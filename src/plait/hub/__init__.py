@@ -23,16 +23,17 @@ def place(name: str | Path) -> Path:
     return path
 
 
-def load(name: str | Path, device: str = "cpu") -> Any:
+def load(name: str | Path, device: str = "cpu", bits: int | None = None) -> Any:
     """A run folder, a released checkpoint's folder, a name of the zoo or an id of the Hugging Face Hub (`org/name`, `org/name@revision`).
 
-    What is returned is called to let it do its task.
+    What is returned is called to let it do its task. With `bits`, 8 or 4, its matrices are rounded to so many bits a value
+    (`plait.compress.quantise`): less memory, and faster where few rows are multiplied.
     """
     from plait.hub.checkpoints import is_checkpoint, open_checkpoint
     from plait.hub.runs import open_run
 
     folder = place(name)
-    return open_checkpoint(folder, device) if is_checkpoint(folder) else open_run(folder, device)
+    return open_checkpoint(folder, device, bits) if is_checkpoint(folder) else open_run(folder, device, bits)
 
 
 def load_translator(name: str | Path) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from plait import models
+from plait.compress import quantise
 from plait.core.model import Model
 from plait.errors import InputError, choices
 from plait.generate.layout import for_few_rows
@@ -68,8 +69,8 @@ def open_parts(place: Path) -> Parts:
     return Parts(place, net, tokenizers, certificate, limit, raw, generation)
 
 
-def open_checkpoint(place: Path, device: str = "cpu") -> Ready:
-    """A checkpoint, ready for its task."""
+def open_checkpoint(place: Path, device: str = "cpu", bits: int | None = None) -> Ready:
+    """A checkpoint, ready for its task; `bits` as of `plait.load`."""
     parts = open_parts(place)
     kind = kind_of(parts.net)
     if kind is None:
@@ -78,6 +79,8 @@ def open_checkpoint(place: Path, device: str = "cpu") -> Ready:
         parts.net.to(device)
     except (AssertionError, RuntimeError) as error:  # no such device, or a torch that was built without it
         raise InputError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    if bits is not None:
+        quantise(parts.net, bits)
     if kind.few_rows is not None:
         for_few_rows(parts.net, kind.few_rows)
     return kind(parts)

@@ -144,4 +144,4 @@ def rows_of(ids: Any) -> list[list[int]]:
 def vocabulary(net: Model, tower: str) -> int:
     """How many ids a tower knows."""
     embed: Any = net.get_submodule(f"{tower}.embed")
-    return embed.tokens.weight.shape[0]  # which another tower may own, so that it is no submodule
+    return embed.tokens.size[0]  # which another tower may own, so that it is no submodule

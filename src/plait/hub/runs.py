@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plait import models
+from plait.compress import quantise
 from plait.core.model import Model
 from plait.errors import InputError
 from plait.generate.layout import for_few_rows
@@ -68,8 +69,8 @@ def load_weights(net: Model, path: Path) -> None:
     net.load_state_dict(tensors)
 
 
-def open_run(folder: Path, device: str = "cpu") -> "TranslationRun":
-    """A finished (or stopped) run, ready to answer."""
+def open_run(folder: Path, device: str = "cpu", bits: int | None = None) -> "TranslationRun":
+    """A finished (or stopped) run, ready to answer; `bits` as of `plait.load`."""
     config = read_config(folder)
     weights = folder / WEIGHTS
     if not weights.exists():
@@ -100,7 +101,10 @@ def open_run(folder: Path, device: str = "cpu") -> "TranslationRun":
             raise InputError(
                 f"{folder / MEMORY}: the run needs the neighbours it was trained with, and cannot read them: {error}"
             ) from None
-    return TranslationRun(for_few_rows(net.to(device).eval()), source, target, config, memory)
+    net.to(device).eval()
+    if bits is not None:
+        quantise(net, bits)
+    return TranslationRun(for_few_rows(net), source, target, config, memory)
 
 
 class TranslationRun:

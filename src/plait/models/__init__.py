@@ -5,7 +5,7 @@ from types import ModuleType
 from typing import Any
 
 from plait.core.model import Model
-from plait.models import albert, bart, bert, distilbert, gpt2, llama, modern, neox, roberta, t5, vaswani
+from plait.models import albert, bart, bert, distilbert, gpt2, llama, modern, neox, opt, roberta, t5, vaswani
 
 PAGES: dict[str, ModuleType] = {
     "vaswani": vaswani,
@@ -19,6 +19,7 @@ PAGES: dict[str, ModuleType] = {
     "gpt2": gpt2,
     "llama": llama,
     "neox": neox,
+    "opt": opt,
 }
 
 

@@ -154,10 +154,10 @@ class Embedder(Encoder):
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """[N, D]. A text longer than the model was trained on is cut where its training cut it."""
         rows = [self.cut(self.tokenizer.encode(text)) for text in texts]
-        vectors = np.zeros((len(rows), self.net.get_submodule("encoder.embed.tokens").weight.shape[1]), dtype=np.float32)  # type: ignore[index]
-        for here, stream in self.batches(rows):
-            vectors[here] = self.pooled(self.hidden(stream), stream.real).float().cpu().numpy()
-        return vectors
+        vectors: dict[int, np.ndarray] = {}
+        for here, stream in self.batches(rows or [[0]]):  # of no texts, too, the array has a width
+            vectors |= zip(here, self.pooled(self.hidden(stream), stream.real).float().cpu().numpy(), strict=True)
+        return np.stack([vectors[i] for i in sorted(vectors)])[: len(rows)]
 
     def cut(self, ids: list[int]) -> list[int]:
         if (room := self.max_length - len(self.tokenizer.wrap([]))) < 1:

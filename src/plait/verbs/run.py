@@ -44,6 +44,7 @@ class Run:
     task: Annotated[str | None, "of a text-to-text model: one that its config.json names; gives prefix and settings"] = None
     chat: Annotated[bool | None, "of a language model: each input is a message to answer; at a keyboard, a conversation"] = None
     system: Annotated[str | None, "with --chat: what the model is told first"] = None
+    bits: Annotated[int | None, "8 or 4: matrices rounded to so many bits a value, for less memory and faster generation"] = None
     batch: Annotated[int, "inputs read ahead and answered together"] = 64
     threads: Annotated[int | None, "CPU threads; default: all cores"] = None
     json: Annotated[bool, "one JSON object an input: input, answer, score, alternatives"] = False
@@ -62,7 +63,7 @@ class Run:
             raise InputError("nothing can be answered so", faults)
         if self.threads:
             torch.set_num_threads(self.threads)
-        model = load(self.model)
+        model = load(self.model, bits=self.bits)
         options = self.options(model)
         if self.chat and not self.input and _interactive():
             yield from self.conversation(model)
