@@ -82,6 +82,7 @@ def test_minilm_is_the_reference_on_the_same_file():
             hidden = peer(**ids).last_hidden_state.mean(1)
         np.testing.assert_allclose(vector, torch.nn.functional.normalize(hidden)[0], atol=2e-6)
     assert found[0] @ found[5] > 0.6 > found[0] @ found[3]
+    assert "pooling  mean, of length one, of the first 256 tokens" in library.load(folder).told()
 
 
 def test_rxnmapper_is_the_reference_on_the_same_file():

@@ -1,4 +1,7 @@
-"""Tokens a second of one prompt continued greedily: ours and the peers on the same weights, in turn, prompt and output head included."""
+"""Tokens a second of one prompt continued greedily: ours and the peers on the same weights, in turn, prompt and output head included.
+
+All are in one process so far, where the threads of one library disturb the next (docs/log.md): no figure of it is recorded yet.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial

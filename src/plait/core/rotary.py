@@ -76,7 +76,8 @@ class Rotary:
             a, b = turned.unflatten(-1, (-1, 2)).unbind(-1)
             turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
         else:
-            turned = _Turn.apply(turned, cos, sin)
+            # Without a gradient straight: the way through autograd takes as long as turning a few rows.
+            turned = _Turn.apply(turned, cos, sin) if turned.requires_grad else _turned(turned, cos, sin, 1.0)
         return turned if rest is None else torch.cat([turned, rest], -1)
 
 

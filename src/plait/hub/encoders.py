@@ -44,6 +44,10 @@ class EmbeddingModel(Ready):
             self._held = (tuple(texts), self.embed(texts))
         return nearest(self.embed(queries), self._held[1], texts, n_best)
 
+    def preparation(self) -> dict[str, str]:
+        length = f", of the first {self.pooling.max_length} tokens" if self.pooling.max_length else ""
+        return {**super().preparation(), "pooling": self.pooling.kind + ", of length one" * self.pooling.normalise + length}
+
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden
 
