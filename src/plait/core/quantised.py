@@ -188,7 +188,7 @@ def encoded4(w: Float[Tensor, "N G 32"]) -> tuple[Tensor, Tensor, Tensor]:
         for _ in range(2):
             q = _codes4(w, scale.half(), least.half())
             found = (q, scale.half(), least.half())
-            error = (_line(*found) - w).square_().sum(-1)
+            error = (q * found[1].float()[..., None] + found[2].float()[..., None] - w).square_().sum(-1)
             if best is None:
                 best = (*found, error)
             else:
@@ -204,10 +204,6 @@ def encoded4(w: Float[Tensor, "N G 32"]) -> tuple[Tensor, Tensor, Tensor]:
 
 def _codes4(w: Tensor, scale: Tensor, least: Tensor) -> Tensor:
     return ((w - least.float()[..., None]) / _divisor(scale.float())[..., None]).round_().clamp_(0, 15)
-
-
-def _line(q: Tensor, scale: Tensor, least: Tensor) -> Tensor:
-    return q * scale.float()[..., None] + least.float()[..., None]
 
 
 def _divisor(scale: Tensor) -> Tensor:

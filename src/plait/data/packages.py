@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plait.errors import InputError
+from plait.places import cache_dir
 
 PATIENCE = 600  # seconds a download may take
 
@@ -46,17 +47,6 @@ class Files:
     def __exit__(self, *_: object) -> None:
         if self.zip:
             self.zip.close()
-
-
-def cache_dir() -> Path:
-    """$PLAIT_CACHE, or `plait` in the platform's place for caches."""
-    if os.environ.get("PLAIT_CACHE"):
-        return Path(os.environ["PLAIT_CACHE"])
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "plait" / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "plait"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plait"
 
 
 def find(package: Package) -> Files | None:

@@ -7,8 +7,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from plait.data.packages import Package, cache_dir, fetch
+from plait.data.packages import Package, fetch
 from plait.errors import InputError, choices
+from plait.places import cache_dir
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import os
 import platform
 import shlex
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import warnings
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 
 from plait.errors import InputError, choices
+from plait.places import cache_dir
 
 # Instruction sets, the best first: what the CPU must have (names of `torch.cpu.get_capabilities`), and how the compiler is told.
 AVX2 = ("avx2", "fma3", "f16c")
@@ -34,17 +34,6 @@ SWITCH = "PLAIT_NATIVE"
 
 class CannotBuild(Exception):
     """Why there is no native library: one sentence for the user."""
-
-
-def cache_dir() -> Path:
-    """$PLAIT_CACHE, or `plait` in the platform's place for caches."""
-    if os.environ.get("PLAIT_CACHE"):
-        return Path(os.environ["PLAIT_CACHE"])
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "plait" / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "plait"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plait"
 
 
 def possible() -> list[str]:
