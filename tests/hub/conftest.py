@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+import plait as library
 from plait.data.packages import find
 from plait.hub.zoo import ZOO, folder_of
 from plait.models import build
 from plait.text.training import train_tokenizer
+from plait.weights.opening import open_source
 
 
 @pytest.fixture
@@ -112,3 +114,29 @@ def real():
         return folder_of(name)
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """(ours, the reference's Llama with the file's numbers): GGUF keeps the rows of q and k in pairs, the reference in halves."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install 'plait[bench]')")
+    if find(ZOO["smollm2"].package) is None:
+        pytest.skip("smollm2 is not in the cache (`plait run smollm2 ...` brings it)")
+    source = open_source(folder_of("smollm2"))
+    settings = dict(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9)
+    settings |= dict(num_key_value_heads=3, rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=8192, rope_theta=100000.0)
+    names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj"}
+    names |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"} | {f"ffn_{x}": f"mlp.{x}_proj" for x in ("up", "gate", "down")}
+    state = {"model.embed_tokens.weight": source.read("token_embd.weight"), "model.norm.weight": source.read("output_norm.weight")}
+    for i in range(30):
+        for theirs, hf in names.items():
+            t = source.read(f"blk.{i}.{theirs}.weight")
+            if theirs in ("attn_q", "attn_k"):
+                t = t.view(-1, 32, 2, 576).swapaxes(1, 2).reshape(t.shape)
+            state[f"model.layers.{i}.{hf}.weight"] = t
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    with torch.device("meta"):
+        peer = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
+    peer = transformers.LlamaForCausalLM(peer.config)
+    peer.load_state_dict(state)
+    return library.load("smollm2"), peer.eval()

@@ -15,7 +15,6 @@ from plait.hub.checkpoints import open_net
 from plait.hub.zoo import ZOO, folder_of
 from plait.models import bert
 from plait.weights import rules
-from plait.weights.opening import open_source
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install 'plait[bench]')")
 
@@ -101,28 +100,8 @@ def test_rxnmapper_is_the_reference_on_the_same_file():
     assert model(REACTIONS[0])[0][0].token == "O"  # an ester's oxygen
 
 
-def test_smollm2_is_the_reference_with_the_same_numbers():
-    """The reference's Llama, filled from the file by hand: GGUF keeps the rows of q and k in pairs, the reference in halves."""
-    folder = real("smollm2")
-    source = open_source(folder)
-    settings = dict(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9)
-    settings |= dict(num_key_value_heads=3, rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=8192, rope_theta=100000.0)
-    with torch.device("meta"):
-        peer = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
-    names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj"}
-    names |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"} | {f"ffn_{x}": f"mlp.{x}_proj" for x in ("up", "gate", "down")}
-    state = {"model.embed_tokens.weight": source.read("token_embd.weight"), "model.norm.weight": source.read("output_norm.weight")}
-    for i in range(30):
-        for theirs, hf in names.items():
-            t = source.read(f"blk.{i}.{theirs}.weight")
-            if theirs in ("attn_q", "attn_k"):
-                t = t.view(-1, 32, 2, 576).swapaxes(1, 2).reshape(t.shape)
-            state[f"model.layers.{i}.{hf}.weight"] = t
-    state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    peer = transformers.LlamaForCausalLM(peer.config)
-    peer.load_state_dict(state)
-    peer.eval()
-    model = library.load(folder)
+def test_smollm2_is_the_reference_with_the_same_numbers(smollm2):
+    model, peer = smollm2
     for text in ("The capital of France is", "def add(a, b):\n    return", "\u00dcber"):
         ids = model.encode(text)
         with torch.no_grad():

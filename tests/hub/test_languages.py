@@ -11,12 +11,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 import plait as library
 from plait import cli
-from plait.data.packages import find
 from plait.errors import InputError
 from plait.generate.text import texts_of
 from plait.hub.decoding import Decoding
-from plait.hub.zoo import ZOO, folder_of
-from plait.weights.opening import open_source
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install 'plait[bench]')")
 
@@ -263,31 +260,6 @@ def test_scores_of_windows_are_the_plain_formula(folder):
             model.score(text, **how)
     with pytest.raises(InputError, match="1 tokens: at least 2"):
         model.score("a")
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    """(ours, the reference's Llama with the file's numbers): GGUF keeps the rows of q and k in pairs, the reference in halves."""
-    if find(ZOO["smollm2"].package) is None:
-        pytest.skip("smollm2 is not in the cache (`plait run smollm2 ...` brings it)")
-    source = open_source(folder_of("smollm2"))
-    settings = dict(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9)
-    settings |= dict(num_key_value_heads=3, rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=8192, rope_theta=100000.0)
-    names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj"}
-    names |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"} | {f"ffn_{x}": f"mlp.{x}_proj" for x in ("up", "gate", "down")}
-    state = {"model.embed_tokens.weight": source.read("token_embd.weight"), "model.norm.weight": source.read("output_norm.weight")}
-    for i in range(30):
-        for theirs, hf in names.items():
-            t = source.read(f"blk.{i}.{theirs}.weight")
-            if theirs in ("attn_q", "attn_k"):
-                t = t.view(-1, 32, 2, 576).swapaxes(1, 2).reshape(t.shape)
-            state[f"model.layers.{i}.{hf}.weight"] = t
-    state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    with torch.device("meta"):
-        peer = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
-    peer = transformers.LlamaForCausalLM(peer.config)
-    peer.load_state_dict(state)
-    return library.load("smollm2"), peer.eval()
 
 
 def test_smollm2_chats_as_the_reference(smollm2):
