@@ -14,8 +14,9 @@ from plait.errors import InputError
 from plait.generate.constraints import Forced
 from plait.generate.grammar import Grammar, Spelling, json_schema, regex
 from plait.generate.required import Required
+from plait.generate.running import Continuation
 from plait.generate.search import search
-from plait.generate.speculative import Lookup, Reader, speculated
+from plait.generate.speculative import Lookup, Reader, speculating
 from plait.text.spelling import spelled
 from plait.text.training import train_tokenizer
 
@@ -87,10 +88,9 @@ def written(spelling, rules, seed, most=400, extra=0, constraints=()):
     """(the bytes of one greedy answer of a random model, whether it ended)"""
     vocab, (end,) = len(spelling.tokens) + extra, spelling.ready.eos_tokens
     prompt = [5, 6, 7]
-    grammar = Grammar(rules, spelling, len(prompt))
-    reader = Reader(Table(vocab, seed))
-    found = list(speculated(reader, prompt, most, Lookup(), stop=[end], constraints=[grammar, *constraints]))
-    return b"".join(spelling.tokens[id] for id in found), len(found) < most
+    text = Continuation(prompt, most, [end], [Grammar(rules, spelling).at(len(prompt)), *constraints])
+    list(speculating([(Reader(Table(vocab, seed)), text, Lookup())]))
+    return b"".join(spelling.tokens[id] for id in text.ids), text.ended
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_what_cannot_be_met_is_said(spelling):
     few = Spelling([b"a", b"b", None], [2])
     with pytest.raises(InputError, match="nothing this vocabulary can write"):
         Grammar(regex("c|d"), few)
-    found = speculated(Reader(Table(3, 0)), [0], 9, Lookup(), stop=[2], constraints=[Grammar(regex("aa[xyz]"), few, 1)])
-    with pytest.raises(InputError, match="no token may follow the 3 so far"):
+    found = speculating([(Reader(Table(3, 0)), Continuation([0], 9, [2], [Grammar(regex("aa[xyz]"), few, 1)]), Lookup())])
+    with pytest.raises(InputError, match="after 2 tokens every next one is forbidden"):
         list(found)
     for ends in ([], [7]):
         with pytest.raises(InputError, match="how an answer ends"):

@@ -104,6 +104,28 @@ def llama(tmp_path) -> Path:
     return add_words(tmp_path / "llama")
 
 
+TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory):
+    """A tiny GPT-2 of random weights with byte-level tokens and a chat template."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install 'plait[bench]')")
+    place = tmp_path_factory.mktemp("gpt2")
+    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|endoftext|>"]
+    (place / "vocab.json").write_text(json.dumps({name: id for id, name in enumerate(names)}))
+    (place / "merges.txt").write_text("#version: 0.2\n")
+    (place / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", "chat_template": TEMPLATE}))
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=257, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=256, eos_token_id=256)
+    net = transformers.GPT2LMHeadModel(config)
+    for name, p in net.named_parameters():
+        torch.nn.init.normal_(p, mean=float("ln" in name and p.ndim == 1 and "weight" in name), std=0.4)
+    net.save_pretrained(place)
+    (place / "generation_config.json").unlink(missing_ok=True)
+    return place
+
+
 @pytest.fixture
 def real():
     """real(name) -> the folder of a released checkpoint, where its package is in the cache."""

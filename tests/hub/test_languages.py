@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers.pre_tokenizers import ByteLevel
 
 import plait as library
 from plait import cli
@@ -17,25 +16,10 @@ from plait.hub.decoding import Decoding
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install 'plait[bench]')")
 
-TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny GPT-2 of random weights with byte-level tokens and a chat template."""
-    place = tmp_path_factory.mktemp("gpt2")
-    names = [*sorted(ByteLevel.alphabet()), "<|endoftext|>"]
-    (place / "vocab.json").write_text(json.dumps({name: id for id, name in enumerate(names)}))
-    (place / "merges.txt").write_text("#version: 0.2\n")
-    (place / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", "chat_template": TEMPLATE}))
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=257, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=256, eos_token_id=256)
-    net = transformers.GPT2LMHeadModel(config)
-    for name, p in net.named_parameters():
-        torch.nn.init.normal_(p, mean=float("ln" in name and p.ndim == 1 and "weight" in name), std=0.4)
-    net.save_pretrained(place)
-    (place / "generation_config.json").unlink(missing_ok=True)
-    return place
+def folder(gpt2):
+    return gpt2
 
 
 def test_generation_is_the_reference(folder):
@@ -75,7 +59,7 @@ def test_a_stream_does_not_part_a_character(folder):
     assert "".join(texts_of(cut, model.decode)) == model.decode(cut) != "a"
 
 
-def test_every_prompt_that_does_not_fit_is_named(folder, capsys):
+def test_every_prompt_that_does_not_fit_is_named(folder):
     model = library.load(folder)
     with pytest.raises(InputError) as error:
         model.generate(["a", "b" * 60, "c", "d" * 70], 10, first=4)
@@ -84,7 +68,7 @@ def test_every_prompt_that_does_not_fit_is_named(folder, capsys):
     for how, says in (
         (dict(max_new_tokens=-1), "max_new_tokens=-1"),
         (dict(top_p=0.5), "top_p=0.5: is of sampling"),
-        (dict(n=2), "n=2: at most as many as beams"),
+        (dict(n=2), "n=2 .*at most as many as beams"),
         (dict(temperature=-1, top_k=0, seed=-1), "(?s)temperature=-1.*top_k=0.*seed=-1"),
         (dict(temperature=float("nan")), "temperature=nan"),
         (dict(beams=2, temperature=1.0, stop="a"), "(?s)searched, not drawn.*stop strings go with one beam"),
@@ -95,8 +79,6 @@ def test_every_prompt_that_does_not_fit_is_named(folder, capsys):
     ):
         with pytest.raises(InputError, match=says):
             model.generate("a", **how)
-    assert cli.main(["run", str(folder), "a", "b" * 64, "--max-new-tokens", "3"]) == 2
-    assert "input 2: is 64" in capsys.readouterr().err
 
 
 PROMPTS = ([1, 2], [100, 7, 8, 7, 8], [256], list(b"the door"))
@@ -230,7 +212,7 @@ def test_conversations(folder, capsys, monkeypatch):
     assert capsys.readouterr().out == f"{first}\n{first}\n"
     assert cli.main(["run", str(folder), "hi", "--chat", "--system", "sing", "--max-new-tokens", "5", "--json"]) == 0
     told = model.generate("system: sing\nuser: hi\nassistant:", 5)
-    assert json.loads(capsys.readouterr().out) == {"input": "hi", "answer": told}
+    assert json.loads(capsys.readouterr().out) == {"input": "hi", "answer": told, "ended": False}
     assert cli.main(["run", str(folder), "hi", "--system", "sing"]) == 2 and "--chat" in capsys.readouterr().err
     # at a keyboard the model remembers
     keyboard = io.TextIOWrapper(io.BytesIO(b"hi\nyo\n"), encoding="utf-8")

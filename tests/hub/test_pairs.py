@@ -83,7 +83,7 @@ def marian(folder):
     pad = len(names)
     ids = dict(vocab_size=pad + 1, pad_token_id=pad, decoder_start_token_id=pad, eos_token_id=0, bos_token_id=0, forced_eos_token_id=0)
     return random_weights(
-        transformers.MarianMTModel(transformers.MarianConfig(**ids, **SIZES, activation_function="swish")), 2, 0, 0.1, 0.5, 1.0
+        transformers.MarianMTModel(transformers.MarianConfig(**ids, **SIZES, activation_function="swish")), 5, 0, 0.1, 0.5, 1.0
     )
 
 
@@ -218,7 +218,7 @@ def test_what_is_too_long_is_translated_in_pieces_and_refused_otherwise(made):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (dict(guidance_scale=2.0, num_beam_groups=2), ["guidance_scale=2.0 is not built yet", "num_beam_groups=2"]),
+        (dict(guidance_scale=2.0, num_beam_groups=2), ["guidance_scale=2.0 is not built yet", "beam_groups=2: groups have"]),
         (dict(eos_token_id=[1, 2]), ["eos_token_id=[1, 2]"]),
         (
             dict(max_length="long", early_stopping="often", length_penalty=None, bad_words_ids=[3]),

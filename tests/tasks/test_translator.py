@@ -32,7 +32,7 @@ def echo():
     t = made()
     t.seen = []  # type: ignore[attr-defined]
 
-    def search(rows, beams, length_penalty, n_best):
+    def search(rows, n_best, **_):
         from plait.generate.search import Hypothesis
 
         t.seen += rows  # type: ignore[attr-defined]

@@ -63,7 +63,7 @@ def test_what_is_too_long_is_answered_in_pieces_or_refused_by_its_number(plait, 
     ("words", "phrases"),
     [
         (["--beams", "0"], ["--beams 0: must be a number above 0"]),
-        (["--beams", "2", "--n-best", "3"], ["--n-best 3: at most as many as --beams, which is 2"]),
+        (["--beams", "2", "--n-best", "3"], ["n=3 answers: at most as many as beams, which is 2"]),
         (["--n-best", "0"], ["--n-best 0"]),
         (["--batch", "0"], ["--batch 0"]),
         (["--batch=-1"], ["--batch -1"]),
@@ -85,13 +85,13 @@ def too_long(run):
 
 
 def test_a_word_that_is_too_long_is_refused_by_its_place_in_the_stream(plait, run, stdin, tmp_path, monkeypatch):
-    """Answers before it stand; its number counts all lines, not those of a batch."""
+    """The other lines are answered; its number counts all lines, not those of a batch."""
     run = too_long(run)
     monkeypatch.setattr("plait.tasks.translation.Translator.encode", lambda self, text: self.source_tokenizer.encode(" ".join(text)))
     stdin(b"a\nb\nc\nab\nabc\n")
     code, out, err = plait("run", run, "--batch", "3", "--beams", "1")
-    assert code == 2 and len(out.splitlines()) == 3
-    assert "input 5: 'abc'... is 3 tokens" in err and "this model takes 2" in err and "larger --context" in err
+    assert code == 2 and len(out.split("\n")) == 6 and all(out.split("\n")[:4]) and out.endswith("\n\n")
+    assert "1 of 5 inputs" in err and "input 5: 'abc'... is 3 tokens" in err and "this model takes 2" in err and "larger --context" in err
 
 
 @pytest.mark.parametrize("verb", ["run", "eval", "inspect"])

@@ -46,13 +46,22 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], str]:
             done = start.run(o["model"], o["rounds"] or 3, only)
             table = start.shown(done)
         elif o["job"] == "generate":
-            from plait.bench import generate_speed
+            from plait.bench import generate_cases, generate_speed
 
-            if o["model"] not in generate_speed.MODELS:
-                raise InputError(f"--model {o['model']}: choose {choices(generate_speed.MODELS)}")
-            only = contestants(o["only"], [*generate_speed.MODELS[o["model"]]], [*generate_speed.WHAT])
-            done = generate_speed.run(o["model"], o["rounds"] or 3, only, folder, o["threads"])
+            cases = [*generate_cases.CASES, generate_cases.COLD]
+            if unknown := [name for name in o["cases"] if name not in cases]:
+                raise InputError(f"--cases {' '.join(unknown)}: choose among {choices(cases)}")
+            only = contestants(o["only"], [], [*generate_cases.ENTRANTS])
+            done = generate_speed.run(o["cases"] or cases, only, o["rounds"] or (1 if o["quick"] else 5), folder, o["threads"], o["quick"])
+            found["dtype"] = "as its name says, else float32"
             table = generate_speed.shown(done)
+        elif o["job"] == "small-weights":
+            from plait.bench import small_weights
+
+            names = ("data", "minutes", "threads", "seed", "limit")
+            trained = Path(o["run_folder"]) if o["run_folder"] else None
+            done = small_weights.run(small_weights.Job(**{name: o[name] for name in names}, run=trained), folder)
+            table = small_weights.shown(done)
         else:
             from plait.bench import quality
 

@@ -63,3 +63,12 @@ def decoding(s: Shape, rows: int, source: int, target: int, beams: int) -> int:
     entries = rows + rows * beams * (target - 1)
     seen = (rows + rows * beams * sum(range(2, target + 1))) / entries
     return encoder(s, rows, source) + cross_memory(s, rows, source) + decoder(s, entries, seen, source)
+
+
+def continuing(body: int, head: int, width: int, rows: int, prompt: int, new: int) -> int:
+    """Greedy continuation by a causal model with a cache: `body` weights of its blocks, `head` of its output, `width` of all attentions.
+
+    The output is needed for the last id of each prompt and for all new ids but the last, which are also all that pass the blocks.
+    """
+    entries = prompt + new - 1
+    return rows * (2 * body * entries + attention(width, 1, entries * (entries + 1) // 2) + 2 * head * new)

@@ -1,6 +1,5 @@
 """The contestants that are not ours, made to one shape; and ours with a peer's weights, to show that both compute the same."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from plait import models
+from plait.bench.libraries import need
 from plait.bench.operations import Shape
 from plait.core.heads import Tied
 from plait.core.model import Model
 from plait.core.positions import sinusoid
-from plait.errors import InputError
 
 ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": "out_proj"}
 STEPS = {"self_attn": ("self_attn", "self_attn_layer_norm"), "cross_attn": ("encoder_attn", "encoder_attn_layer_norm")}
-
-
-def need(module: str) -> Any:
-    """A peer's library, or what to type to get it."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        name = module.partition(".")[0]
-        raise InputError(
-            f"{name} is not installed ({error}): pip install 'plait[bench]' brings all peers, pip install {name} this one"
-        ) from None
 
 
 def marian(s: Shape, *, pad: int, start: int, end: int, dropout: float = 0.1, positions: int = 512) -> Any:
@@ -148,15 +136,21 @@ class _Words:
         return {word: i for i, word in enumerate(self.words)}
 
 
-def ctranslate2(peer: Any, folder: Path, compute_type: str, threads: int) -> tuple[Any, list[str]]:
-    """(CTranslate2's translator for a Marian model whose end is id 0 and whose padding is the last id, the words of the ids)."""
-    library, converters = need("ctranslate2"), need("ctranslate2.converters.transformers")
+def ctranslate2_folder(peer: Any, folder: Path, quantization: str | None = None) -> list[str]:
+    """A Marian model, whose end is id 0 and whose padding is the last id, in CTranslate2's layout; returns the words of the ids."""
     words = _Words(peer.config.vocab_size)
     if not (folder / "model.bin").exists():
         with torch.no_grad():
-            spec = converters.MarianMTLoader()(peer, words)
+            spec = need("ctranslate2.converters.transformers").MarianMTLoader()(peer, words)
         spec.validate()
-        spec.optimize(quantization=None)
+        spec.optimize(quantization=quantization)
         folder.mkdir(parents=True, exist_ok=True)
         spec.save(str(folder))
-    return library.Translator(str(folder), device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=threads), words.words
+    return words.words
+
+
+def ctranslate2(peer: Any, folder: Path, compute_type: str, threads: int) -> tuple[Any, list[str]]:
+    """(CTranslate2's translator for such a model, the words of the ids)."""
+    words = ctranslate2_folder(peer, folder)
+    library = need("ctranslate2")
+    return library.Translator(str(folder), device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=threads), words

@@ -1,4 +1,4 @@
-"""From nothing to the first token: whole processes, cold, of ours and of `transformers` on the same file, in turn."""
+"""From nothing to the first tokens: whole processes, cold, of ours and of `transformers` on the same file, in turn."""
 
 import os
 import subprocess
@@ -17,19 +17,19 @@ from plait.hub.checkpoints import gguf_of
 PROMPT = "The capital of France is"
 PEERS = ("transformers",)
 WHAT = {
-    "plait": "plait run MODEL PROMPT --max-new-tokens 1",
-    "transformers": "AutoTokenizer and AutoModelForCausalLM.from_pretrained, generate(max_new_tokens=1)",
+    "plait": "plait run MODEL PROMPT --max-new-tokens N",
+    "transformers": "AutoTokenizer and AutoModelForCausalLM.from_pretrained, generate(max_new_tokens=N)",
 }
 THEIRS = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 logging.disable_progress_bar()
-folder, prompt, more = sys.argv[1], sys.argv[2], {"gguf_file": sys.argv[3]} if len(sys.argv) > 3 else {}
+folder, prompt, new, more = sys.argv[1], sys.argv[2], int(sys.argv[3]), {"gguf_file": sys.argv[4]} if len(sys.argv) > 4 else {}
 tokenizer = AutoTokenizer.from_pretrained(folder, **more)
 model = AutoModelForCausalLM.from_pretrained(folder, **more)
 ids = tokenizer(prompt, return_tensors="pt")
-print(tokenizer.decode(model.generate(**ids, max_new_tokens=1, do_sample=False)[0]))
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=new, do_sample=False)[0]))
 """
 
 
@@ -50,31 +50,31 @@ class Process:
         self.peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def contestants(model: str, names: list[str]) -> dict[str, Process]:
+def contestants(model: str, names: list[str], new: int) -> dict[str, Process]:
     folder = place(model)
     gguf = gguf_of(folder)
     if "transformers" in names:
         need("transformers")
         if gguf is not None:
             need("gguf")
-    where = [str(gguf.parent), PROMPT, gguf.name] if gguf is not None else [str(folder), PROMPT]
+    where = [str(folder if gguf is None else gguf.parent), PROMPT, str(new), *([] if gguf is None else [gguf.name])]
     commands = {
-        "plait": [sys.executable, "-m", "plait.cli", "run", str(Path(gguf or folder)), PROMPT, "--max-new-tokens", "1"],
+        "plait": [sys.executable, "-m", "plait.cli", "run", str(Path(gguf or folder)), PROMPT, "--max-new-tokens", str(new)],
         "transformers": [sys.executable, "-c", THEIRS, *where],
     }
     return {name: Process(commands[name]) for name in names}
 
 
-def run(model: str, rounds: int, names: list[str]) -> dict[str, Any]:
-    """Seconds of each process; the first round fills the file cache."""
-    made = contestants(model, names)
+def run(model: str, rounds: int, names: list[str], new: int = 1) -> dict[str, Any]:
+    """Seconds of each process to its `new`th token; the first round fills the file cache."""
+    made = contestants(model, names, new)
     work: dict[str, Callable[[], Any]] = {**made}
     times = Turns(work, rounds).run().times
     rows = {
         name: {"what": WHAT[name], "seconds": times[name], "median": median(times[name]), "peak_bytes": one.peak, "said": one.said.strip()}
         for name, one in made.items()
     }
-    return {"model": model, "contestants": rows, "ratios": compared(times, "plait")}
+    return {"model": model, "new": new, "contestants": rows, "ratios": compared(times, "plait")}
 
 
 def shown(found: dict[str, Any]) -> str:
@@ -83,4 +83,4 @@ def shown(found: dict[str, Any]) -> str:
         ratio = found["ratios"].get(name)
         share = "" if ratio is None else f"1/{ratio['median']:.1f}"
         rows.append([name, f"{row['median']:.1f}", f"{row['peak_bytes'] / 1e6:,.0f}", f"{share:8}{row['said'].splitlines()[0]!r}"])
-    return "\n".join([f"first token of {found['model']}, process and all", *aligned(rows)])
+    return "\n".join([f"{found['new']} token{'s' * (found['new'] > 1)} of {found['model']}, process and all", *aligned(rows)])

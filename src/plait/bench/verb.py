@@ -13,19 +13,25 @@ from plait.verbs.numbers import number_faults
 class Bench:
     """Time and score Plait against named peers, in turn, on this machine."""
 
-    job: Annotated[Literal["train-speed", "translate-speed", "quality", "start", "generate"], positional, "what is compared"]
+    job: Annotated[Literal["train-speed", "translate-speed", "quality", "start", "generate", "small-weights"], positional, "what is done"]
     out: Annotated[Path | None, "FILE", "where the JSON goes; default: bench/results/JOB-DATE.json"] = None
     threads: Annotated[int | None, "CPU threads, the same for all; default: all cores"] = None
-    only: Annotated[list[str], "NAMES", "these contestants alone: plait, marian, trainer, torch, generate, ctranslate2 ..."] = field(
-        default_factory=list
+    only: Annotated[
+        list[str], "NAMES", "these contestants alone: plait, marian, trainer, torch, generate, ctranslate2, llama.cpp q8_0 ..."
+    ] = field(default_factory=list)
+    rounds: Annotated[int | None, "turns a contestant; default 20 for train-speed, 5 for translate-speed, 3 for start, 5 for generate"] = (
+        None
     )
-    rounds: Annotated[int | None, "turns a contestant; default 20 for train-speed, 5 for translate-speed, 3 for start and generate"] = None
     shape: Annotated[str, "of train-speed: medium, or characters (spelling to sounds, batches of 4096 tokens)"] = "medium"
     beams: Annotated[list[int], "of translate-speed: widths of the beam"] = field(default_factory=lambda: [4, 1])
-    model: Annotated[str, "of start: a causal language model; of generate: smollm2, or gpt2 (random weights)"] = "smollm2"
-    data: Annotated[str, "of quality: a built-in set"] = "cmudict"
-    minutes: Annotated[float, "of quality: wall time of each contestant, from the start of its process"] = 5.0
-    run_folder: Annotated[Path | None, "RUN", "of quality: a run of ours that is trained already"] = None
+    model: Annotated[str, "of start: a causal language model"] = "smollm2"
+    cases: Annotated[
+        list[str], "NAMES", "of generate: gpt2, gpt2-16, gpt2-prefill, smollm2, translate, speculative, cold; default: all"
+    ] = field(default_factory=list)
+    quick: Annotated[bool, "of generate: few tokens, one round, to see that all contestants run"] = False
+    data: Annotated[str, "of quality and small-weights: a built-in set"] = "cmudict"
+    minutes: Annotated[float, "of quality: wall time of each contestant, from its start; of small-weights: of each model"] = 5.0
+    run_folder: Annotated[Path | None, "RUN", "of quality and small-weights: a run of ours that is trained already"] = None
     peer: Annotated[list[str], "D:E+D", "of quality: width and layers of MarianMTModel, such as 128:3+3, or same: as our run's"] = field(
         default_factory=lambda: ["same"]
     )
@@ -34,8 +40,8 @@ class Bench:
     )
     peer_dropout: Annotated[float | None, "of quality: default: as our run's"] = None
     peer_smoothing: Annotated[float | None, "of quality: default: as our run's"] = None
-    limit: Annotated[int | None, "of quality: score only the first so many test sources"] = None
-    seed: Annotated[int, "of quality"] = 0
+    limit: Annotated[int | None, "of quality and small-weights: score only the first so many test sources"] = None
+    seed: Annotated[int, "of quality and small-weights"] = 0
 
     def run(self) -> str:
         """The table; everything measured is in the JSON file. The job runs in a process of its own."""

@@ -1,6 +1,6 @@
 """Weights in 8 or 4 bits: a pass over a finished model, the way back from a file, and GGUF's blocks taken as they are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
@@ -14,9 +14,58 @@ from plait.errors import InputError, choices
 
 BITS = (8, 4)
 ACTIVATIONS = ("int8", "float32")
+BLOCKS = {"Q8_0": (8, 2), "Q4_0": (4, 2), "Q4_1": (4, 4)}  # of GGUF: bits, and bytes before the codes: the scale, in Q4_1 the least value
 Net = TypeVar("Net", bound=nn.Module)
 
 MATRIX = ".matrix."  # what stands in a state's names between a part and the tensors of its quantised matrix
+
+
+class Quantising:
+    """Takes the matrices of `net` one at a time, as `quantise` makes them, and then puts them in place.
+
+    Of a model that is loaded from a file it is the taker (`weights.source.Taker`), so that no more than one matrix is there in float32;
+    blocks of a GGUF that have no more than `bits` bits stay as they are, without a second rounding.
+    """
+
+    def __init__(self, net: nn.Module, bits: int, only: Sequence[str] = ("*",), activations: str = "int8"):
+        names = [name for name, _ in net.named_modules()]
+        lost = [pattern for pattern in only if not any(fnmatchcase(name, pattern) for name in names)]
+        faults = [f"{pattern!r} matches no part; patterns are like 'decoder.blocks.*'" for pattern in lost]
+        if bits not in BITS:
+            faults.append(f"bits={bits!r}: expected {choices(map(str, BITS))}")
+        if activations not in ACTIVATIONS:
+            faults.append(f"activations={activations!r}: expected {choices(ACTIVATIONS)}")
+        parts = {name: part for name, part in _parts(net).items() if any(fnmatchcase(name, pattern) for pattern in only)}
+        if not parts and not faults:
+            faults.append("no Linear and no token embedding is left that is not quantised")
+        if faults:
+            raise InputError("the model cannot be quantised so; it was left as it was", faults)
+        self.net, self.bits, self.activations = net, bits, activations
+        self.parts = {f"{name}.weight": part for name, part in parts.items()}
+        self.matrices: dict[str, Quantised] = {}
+        self.faults: list[str] = []
+
+    def wants(self, ours: Sequence[str], kind: str) -> bool:
+        return kind in BLOCKS and BLOCKS[kind][0] <= self.bits and all(name in self.parts for name in ours)
+
+    def takes(self, ours: str, rows: Tensor, kind: str | None = None) -> bool:
+        if ours not in self.parts:
+            return False
+        name = ours.removesuffix(".weight")
+        try:
+            if kind is None:
+                self.matrices[name] = quantised(rows, self.bits, self.activations == "int8")
+            else:
+                self.matrices[name] = from_gguf(rows, kind, self.parts[ours].weight.shape, self.activations)
+        except ValueError as error:
+            self.faults.append(f"{name}: {error}")
+        return True
+
+    def placed(self) -> None:
+        """InputError names every matrix that cannot be held; then none is in its place."""
+        if self.faults:
+            raise InputError("the model cannot be quantised so; it was left as it was", self.faults)
+        place(self.net, self.matrices)
 
 
 @torch.no_grad()
@@ -27,29 +76,28 @@ def quantise(net: Net, bits: int = 8, *, only: Sequence[str] = ("*",), activatio
     what is quantised stays. `activations="int8"` rounds what is multiplied, too, to 127 steps of each group of 32: faster, and beside
     4 bits without consequence. Positions, norms and biases stay. InputError where nothing is left to do or a weight cannot be held.
     """
-    names = [name for name, _ in net.named_modules()]
-    lost = [pattern for pattern in only if not any(fnmatchcase(name, pattern) for name in names)]
-    faults = [f"{pattern!r} matches no part; patterns are like 'decoder.blocks.*'" for pattern in lost]
-    if bits not in BITS:
-        faults.append(f"bits={bits!r}: expected {choices(map(str, BITS))}")
-    if activations not in ACTIVATIONS:
-        faults.append(f"activations={activations!r}: expected {choices(ACTIVATIONS)}")
-    parts = {name: part for name, part in _parts(net).items() if any(fnmatchcase(name, pattern) for pattern in only)}
-    if not parts and not faults:
-        faults.append("no Linear and no token embedding is left that is not quantised")
-    if meta := [name for name, part in parts.items() if part.weight.is_meta]:
-        faults.append(f"{len(meta)} weights have no values yet, {meta[0]} among them: load the checkpoint first")
-    if not faults:
-        matrices = {}
-        for name, part in parts.items():
-            try:
-                matrices[name] = quantised(part.weight, bits, activations == "int8")
-            except ValueError as error:
-                faults.append(f"{name}: {error}")
-    if faults:
-        raise InputError("the model cannot be quantised so; it was left as it was", faults)
-    place(net, matrices)
+    made = Quantising(net, bits, only, activations)
+    if meta := [name for name, part in made.parts.items() if part.weight.is_meta]:
+        raise InputError(f"{len(meta)} weights have no values yet, {meta[0]} among them: load the checkpoint first")
+    for name, part in made.parts.items():
+        made.takes(name, part.weight)
+    made.placed()
     return net
+
+
+def limited(net: Net, bits: int) -> Net:
+    """`quantise` of what is not, in place, so that no matrix has more than `bits` bits; InputError where one has more already.
+
+    To round a second time would lose more than to round the numbers that it was made of.
+    """
+    if bits in BITS and (wide := [part.bits for part in net.modules() if isinstance(part, Quantised) and part.bits > bits]):
+        raise InputError(f"bits={bits}: {len(wide)} of its matrices have {wide[0]} bits already; take the model that it was made of")
+    return quantise(net, bits) if _parts(net) or bits not in BITS else net
+
+
+def is_quantised(names: Iterable[str]) -> bool:
+    """Whether a state's names are those of a model that `quantise` has made."""
+    return any(MATRIX in name for name in names)
 
 
 def restore(net: Net, state: Mapping[str, Tensor], *, activations: str = "int8") -> Net:
@@ -71,8 +119,8 @@ def restore(net: Net, state: Mapping[str, Tensor], *, activations: str = "int8")
             faults.append(f"{name}: {fault}")
         else:
             matrices[name] = Quantised(**{"least": None, **tensors}, rounding=activations == "int8")  # type: ignore[arg-type]
-    expected = {n: tuple(t.shape) for n, t in net.state_dict().items() if not any(n == f"{name}.weight" for name in found)}
-    given = {n: tuple(t.shape) for n, t in state.items() if MATRIX not in n}
+    expected = {n: _kind(t) for n, t in net.state_dict().items() if not any(n == f"{name}.weight" for name in found)}
+    given = {n: _kind(t) for n, t in state.items() if MATRIX not in n}
     for name in sorted({**expected, **given}):
         if expected.get(name) != given.get(name):
             faults.append(f"{name}: expected {expected.get(name, 'nothing')}, given {given.get(name, 'nothing')}")
@@ -88,18 +136,23 @@ def from_gguf(data: Tensor, kind: str, shape: Sequence[int], activations: str = 
 
     The numbers are those of the file: Q4_0 counts from -8 * scale, which needs no least value.
     """
-    heads = {"Q8_0": 2, "Q4_0": 2, "Q4_1": 4}  # bytes before the codes of a block: the scale, and in Q4_1 the least value
     d_out, d_in = shape
-    if kind not in heads:
-        raise InputError(f"{kind} blocks are not multiplied as they are; {choices(heads)} are, others become float32")
-    blocks = data.view(d_out, d_in // GROUP, -1)
-    halves = blocks[..., : heads[kind]].contiguous().view(torch.float16)
+    if kind not in BLOCKS:
+        raise InputError(f"{kind} blocks are not multiplied as they are; {choices(BLOCKS)} are, others become float32")
+    head = BLOCKS[kind][1]
+    blocks = data.reshape(d_out, d_in // GROUP, -1)
+    halves = blocks[..., :head].contiguous().view(torch.float16)
     least = halves[..., 1] if kind == "Q4_1" else None
-    return packed(blocks[..., heads[kind] :], halves[..., 0], least, d_in, activations == "int8")
+    return packed(blocks[..., head:], halves[..., 0], least, d_in, activations == "int8")
 
 
 def _parts(net: nn.Module) -> dict[str, Any]:
     return {name: part for name, part in net.named_modules() if type(part) in (Linear, Tokens)}
+
+
+def _kind(t: Tensor) -> str:
+    """Its shape, and whether its numbers are whole."""
+    return f"{list(t.shape)} of {'floating point' if t.is_floating_point() else str(t.dtype).removeprefix('torch.')}"
 
 
 def _fault(tensors: Mapping[str, Tensor], size: tuple[int, ...]) -> str | None:

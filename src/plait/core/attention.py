@@ -9,6 +9,7 @@ from plait.core import kernels
 from plait.core.linear import Linear, project
 from plait.core.masks import Mask
 from plait.core.stream import Call, Places, Stream
+from plait.core.trunks import Group
 
 
 class Attention(nn.Module):
@@ -69,7 +70,10 @@ class Attention(nn.Module):
         bias = own(q, call.stream.places, places) if own is not None else None
         if call.watch is not None and call.watch.wants(path):
             call.watch.see(path, kernels.weights(q, k, mask, bias, self.scale))
-        out = call.kernel.attend(q, k, v, mask, bias, self.scale, self.dropout if self.training else 0.0)
+        if groups := self.trunks(call):
+            out = self.over_trunks(kernels.partial(q, k, v, mask, bias, self.scale), q, groups, call, path)
+        else:
+            out = call.kernel.attend(q, k, v, mask, bias, self.scale, self.dropout if self.training else 0.0)
         return self.o_proj(out.transpose(1, 2).reshape(*x.shape[:2], -1))  # [B, L, H * K] -> [B, L, D]
 
     def biases(self) -> tuple[Any, Any]:
@@ -78,9 +82,34 @@ class Attention(nn.Module):
             return None, None
         return (self.score_bias, None) if self.score_bias.fixed else (None, self.score_bias)
 
-    def lowered(self, shared: Any, call: Call, places: Places) -> kernels.Lowered:
-        bias = None if shared is None else shared(None, call.stream.places, places)
-        return call.kernel.lower(self.mask, call.stream.places, places, bias)
+    def lowered(self, shared: Any, call: Call, places: Places, queries: Places | None = None) -> kernels.Lowered:
+        """For keys at `places`; the queries are the new entries' unless given."""
+        queries = call.stream.places if queries is None else queries
+        bias = None if shared is None else shared(None, queries, places)
+        return call.kernel.lower(self.mask, queries, places, bias)
+
+    def trunks(self, call: Call) -> list[Group]:
+        """What comes before the rows' own keys, kept once for all rows that begin with it."""
+        return [] if call.cache is None else call.cache.groups(call)
+
+    def over_trunks(self, found: tuple[Tensor, Tensor], q: Tensor, groups: list[Group], call: Call, path: tuple) -> Tensor:
+        """The attention [B, H, L, K] over the rows' own keys, and that over the trunks: the rows of one become further queries of it."""
+        if call.watch is not None and call.watch.wants(path):
+            raise ValueError(f"{'.'.join(map(str, path))}: weights over keys that rows share cannot be recorded: use a cache of their own")
+        assert call.cache is not None
+        shared, own = self.biases()
+        reach = None if self.mask is None else self.mask.reach
+        for group in groups:
+            k, v = call.cache.trunk(group.trunk, path)
+            places = call.once(("trunk", group, k.shape[2]), lambda: group.places(k.shape[2], k.device))  # noqa: B023
+            if reach is not None and group.queries.start - (places.stop - 1) > reach:
+                continue
+            mask = call.once((self.mask, id(shared), places), lambda: self.lowered(shared, call, places, group.queries))  # noqa: B023
+            asked = group.folded(q)
+            bias = own(asked, group.queries, places) if own is not None else None
+            out, log = kernels.partial(asked, k, v, mask, bias, self.scale)
+            found = group.merged(found, (out, log))
+        return found[0]
 
     def heads(self, x: Float[Tensor, "B L HK"]) -> Float[Tensor, "B H L K"]:
         return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
@@ -99,7 +128,7 @@ class Attention(nn.Module):
         k = self.turned(self.heads(k), self.k_norm, call.stream, call)
         if call.cache is None:
             return q, k, self.heads(v), call.stream.places
-        return q, *call.cache.extend(path, k, self.heads(v), call)
+        return q, *call.cache.extend(path, k, self.heads(v), call, None if self.mask is None else self.mask.reach)
 
 
 class CrossAttention(Attention):
@@ -112,17 +141,25 @@ class CrossAttention(Attention):
         super().__init__(d_model, n_heads, **slots)
         self.source = source
 
+    def trunks(self, call: Call) -> list[Group]:
+        return []
+
     def keys_values(self, memory: Stream, call: Call) -> tuple[Tensor, Tensor]:
         """Keys and values [B, G, S, K] of the other tower's stream."""
         at = self.placed(memory.x, memory)
         k, v = project(memory.x, self.k_proj, self.v_proj) if at is memory.x else (self.k_proj(at), self.v_proj(memory.x))
         return self.turned(self.heads(k), self.k_norm, memory, call), self.heads(v)
 
-    def queries_keys_values(self, x: Tensor, call: Call, path: tuple) -> tuple[Tensor, Tensor, Tensor, Places]:
+    def read(self, call: Call, path: tuple) -> tuple[Tensor, Tensor, Places]:
+        """The other tower's keys and values, and where they stand; computed once where there is a cache."""
         memory = call.memories.get(self.source)
         if memory is None:
             raise ValueError(f"{'.'.join(map(str, path))} reads the tower {self.source!r}, which was not run: its input is missing")
-        x = x.reshape(memory.x.shape[0], -1, x.shape[-1])  # the rows that share a source become further queries of it
-        q = self.turned(self.heads(self.q_proj(self.placed(x, call.stream))), self.q_norm, call.stream, call)
         k, v = self.keys_values(memory, call) if call.cache is None else call.cache.once(path, lambda: self.keys_values(memory, call))
-        return q, k, v, memory.places
+        return k, v, memory.places
+
+    def queries_keys_values(self, x: Tensor, call: Call, path: tuple) -> tuple[Tensor, Tensor, Tensor, Places]:
+        k, v, places = self.read(call, path)
+        x = x.reshape(k.shape[0], -1, x.shape[-1])  # the rows that share a source become further queries of it
+        q = self.turned(self.heads(self.q_proj(self.placed(x, call.stream))), self.q_norm, call.stream, call)
+        return q, k, v, places

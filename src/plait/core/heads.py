@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from plait.core import init
-from plait.core.linear import Packed
+from plait.core.linear import Multiplied
 from plait.core.stream import Lent
 
 FEW = 128  # rows
@@ -19,7 +19,7 @@ class Tied(nn.Module):
     """Scores against the rows of an embedding (Press & Wolf 2017): h Eᵀ · scale (+ bias). The embedding stays with its owner."""
 
     bias: nn.Parameter | None
-    packed: Packed | None = None
+    packed: Multiplied | None = None
 
     def __init__(self, tokens: Any, scale: float = 1.0, bias: bool = False):
         super().__init__()

@@ -24,8 +24,8 @@ class Lowered:
 def allowed(mask: Mask | None, q: Places, k: Places) -> Tensor | None:
     """The mask, joined with padding and document borders where the streams have them, as one boolean tensor; None: all see all."""
     whole = mask
-    if mask == causal and q.length == 1 and k.start + k.length - 1 <= q.start:
-        whole = None  # one new token after everything in the cache
+    if mask == causal and k.stop <= q.start + 1:
+        whole = None  # no query comes before a key, as with one new token and a cache
     if k.real is not None:
         whole = real if whole is None else whole & real
     if q.segment is not None and k.segment is not None:
@@ -81,6 +81,31 @@ def weights(q: Tensor, k: Tensor, mask: Lowered, bias: Tensor | None, scale: flo
     return scores.masked_fill(~seen, float("-inf")).masked_fill(blind, 0.0).softmax(-1).masked_fill(~seen, 0.0)
 
 
+def partial(q: Tensor, k: Tensor, v: Tensor, mask: Lowered, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention over some of the keys: ([B, H, L, K], the log of what its weights were divided by [B, H, L, 1]), for `merged`.
+
+    The query heads that share a key head are further queries of it, so keys and values are read once.
+    """
+    scores = (q.unflatten(1, (k.shape[1], -1)).flatten(2, 3) * scale) @ k.transpose(-1, -2)  # [B, G, H / G * L, S]
+    scores = scores.view(*q.shape[:3], -1)
+    if bias is not None:
+        scores = scores + bias
+    if mask.causal:
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1), float("-inf"))
+    elif mask.tensor is not None:
+        scores = scores.masked_fill(~mask.tensor, float("-inf")) if mask.tensor.dtype == torch.bool else scores + mask.tensor
+    # Where nothing may be seen the sum is 0; a finite logarithm in its place keeps NaN away, and the values are 0.
+    log = scores.logsumexp(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
+    weights = (scores - log).exp_().view(k.shape[0], k.shape[1], -1, k.shape[2])
+    return (weights @ v).view(*q.shape[:3], -1), log
+
+
+def merged(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Two results of `partial` over different keys as one over all of them."""
+    log = torch.logaddexp(a[1], b[1])
+    return a[0] * (a[1] - log).exp() + b[0] * (b[1] - log).exp(), log
+
+
 class Reference(Kernel):
     """The formula of the paper (Vaswani et al. 2017, section 3.2.1), step by step: the measure of every other kernel."""
 
@@ -106,6 +131,8 @@ class SDPA(Kernel):
             if flag:
                 tensor, flag = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(), False
             tensor = additive(tensor, bias) if tensor is None or tensor.dtype == torch.bool else tensor + bias
+        if tensor is not None and tensor.dtype != torch.bool:
+            tensor = tensor.to(q.dtype)  # with float64 queries and a float32 bias torch (2.13, CPU) gives wrong numbers from 16 keys on
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=tensor, dropout_p=dropout, is_causal=flag, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
         )

@@ -1,5 +1,6 @@
 """The one weight matrix of the library: every projection is a `Linear`, so that passes (LoRA, int8, sharding) meet it here."""
 
+import ctypes
 from collections.abc import Sequence
 
 import torch
@@ -7,27 +8,20 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from plait.core import init
+from plait.core import init, native
 
 MANY = 128  # rows
 
 
-class Packed:
-    """A copy of a float32 weight [d_out, d_in] in the order in which oneDNN multiplies fastest on this CPU; the numbers are the same.
+class Multiplied:
+    """Another way to multiply by a float32 weight [d_out, d_in], with the same numbers up to rounding.
 
-    It serves only while the weight is what it was: a changed or moved weight is used itself again. Copies of a module have none.
+    It serves only without gradients and while the weight is what it was: a changed or moved weight is used itself again. Copies of a
+    module have none.
     """
 
-    def __init__(self, weight: Tensor, rows: int):
-        """`rows`: about how many rows of x a product will have."""
-        self.tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
+    def __init__(self, weight: Tensor):
         self.of = self.mark(weight)
-
-    @staticmethod
-    def possible(weight: Tensor) -> bool:
-        ops = torch.ops.mkldnn
-        there = torch.backends.mkldnn.is_available() and hasattr(ops, "_reorder_linear_weight") and hasattr(ops, "_linear_pointwise")
-        return there and weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.is_inference()
 
     @staticmethod
     def mark(weight: Tensor) -> tuple[int, int]:
@@ -37,13 +31,57 @@ class Packed:
         return x.dtype == torch.float32 and not torch.is_grad_enabled() and self.of == self.mark(weight)
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.tensor, bias, "none", [], "")
+        raise NotImplementedError
 
     def __deepcopy__(self, memo: dict) -> None:
         return None
 
     def __reduce__(self) -> tuple:
         return type(None), ()
+
+
+class Packed(Multiplied):
+    """A copy of a weight in the order in which oneDNN multiplies fastest on this CPU; the numbers are the same."""
+
+    def __init__(self, weight: Tensor, rows: int):
+        """`rows`: about how many rows of x a product will have."""
+        super().__init__(weight)
+        self.tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
+
+    @staticmethod
+    def possible(weight: Tensor) -> bool:
+        ops = torch.ops.mkldnn
+        there = torch.backends.mkldnn.is_available() and hasattr(ops, "_reorder_linear_weight") and hasattr(ops, "_linear_pointwise")
+        return there and weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.is_inference()
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.tensor, bias, "none", [], "")
+
+
+class Fixed(Multiplied):
+    """The native kernel's product, which adds up each row of x in one order whatever is beside it: what `Model.exact` is made of.
+
+    It needs no copy, and is slower for many rows.
+    """
+
+    def __init__(self, weight: Tensor):
+        """ValueError where there is no such product."""
+        here = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous() and not weight.is_inference()
+        library = native.library("product") if here else None
+        if library is None:
+            how = ", made in inference mode" if weight.is_inference() else ""
+            raise ValueError(f"weights in {weight.dtype} on {weight.device}{how} have no product of one order")
+        super().__init__(weight)
+        self.tensor, self.product = weight.detach(), library.plait_float_product
+        self.product.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3, ctypes.c_int]
+        self.product.restype = None
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        (d_out, d_in), x = self.tensor.shape, x.contiguous()
+        y = x.new_empty(*x.shape[:-1], d_out)
+        pointers = [None if t is None else t.data_ptr() for t in (self.tensor, bias, x, y)]
+        self.product(*pointers, x.numel() // d_in, d_in, d_out, torch.get_num_threads())
+        return y
 
 
 def affine(x: Float[Tensor, "... d_in"], weight: Tensor, bias: Tensor | None) -> Float[Tensor, "... d_out"]:
@@ -57,7 +95,7 @@ class Linear(nn.Module):
     """y = x Wᵀ + b with `weight` [d_out, d_in] (as `torch.nn.Linear` and released files store it)."""
 
     bias: nn.Parameter | None
-    packed: Packed | None = None
+    packed: Multiplied | None = None
 
     def __init__(self, d_in: int, d_out: int, bias: bool = True):
         super().__init__()

@@ -14,6 +14,11 @@ from plait.core.stream import Places
 class Mask:
     """May a query see a key? Masks are values: equal ones are interchangeable, so a lowered mask can be kept for a whole forward."""
 
+    @property
+    def reach(self) -> int | None:
+        """How many slots before its own a query sees at most; None: there is no such number."""
+        return None
+
     def allows(self, q: Places, k: Places) -> Tensor:
         """bool, broadcastable to [B, 1, L, S]; True where the query may see the key."""
         raise NotImplementedError
@@ -29,6 +34,10 @@ class Mask:
 class Both(Mask):
     a: Mask
     b: Mask
+
+    @property
+    def reach(self) -> int | None:
+        return min((reach for reach in (self.a.reach, self.b.reach) if reach is not None), default=None)
 
     def allows(self, q: Places, k: Places) -> Tensor:
         return self.a.allows(q, k) & self.b.allows(q, k)
@@ -57,6 +66,10 @@ class Window(Mask):
 
     before: int
     after: int = 0
+
+    @property
+    def reach(self) -> int | None:
+        return self.before
 
     def allows(self, q: Places, k: Places) -> Tensor:
         distance = q.slots[:, None] - k.slots[None, :]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.core import init
-from plait.core.stream import Call, Places
+from plait.core.stream import Call, Places, Scattered
 
 
 class Memory(nn.Module):
@@ -36,4 +36,5 @@ class Memory(nn.Module):
         real = places.real
         if real is not None:
             real = torch.cat([real.new_ones(real.shape[0], self.n), real], 1)
-        return Places(self.n + places.length, places.start - self.n, real, None, places.device)
+        slots = torch.cat([torch.arange(-self.n, 0, device=places.device), places.slots])  # with a cache these may begin later
+        return Scattered(self.n + places.length, -self.n, real, None, places.device, at=slots, behind=places.stop)

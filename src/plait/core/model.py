@@ -9,6 +9,7 @@ from plait.core import kernels
 from plait.core.blocks import Stack
 from plait.core.cache import Cache
 from plait.core.dropout import dropout
+from plait.core.program import lowered
 from plait.core.stream import Call, Stream, Watcher, stream
 
 
@@ -23,7 +24,10 @@ class Tower(nn.Module):
 
     def forward(self, s: Stream, call: Callable[[Stream], Call], name: str) -> Stream:
         s = self.embed(s)
-        x = self.blocks(s.x, call(s), (name,))
+        c = call(s)
+        if (program := lowered(self, name, c)) is not None:
+            return s.having(x=program(s.x, c))
+        x = self.blocks(s.x, c, (name,))
         x = x if self.norm is None else self.norm(x)
         return s.having(x=dropout(x, self.dropout, self.training))
 
@@ -33,8 +37,11 @@ class Model(nn.Module):
 
     net(encoder=source, decoder=target) -> {"encoder": Stream, "decoder": Stream}; net.heads["lm"](streams["decoder"].x) -> logits.
     `kernel` is used by every attention; assign `kernels.reference` to follow the textbook formula. `init` sets the initial values
-    that a paper wants other than each part's own.
+    that a paper wants other than each part's own. With `exact`, what is computed without gradients is a native program's
+    (`core/program.py`) whatever the number of rows, so that a row's numbers are the same bits in any batch.
     """
+
+    exact = False
 
     def __init__(self, heads: dict[str, nn.Module] | None = None, init: Callable[["Model"], None] | None = None, **towers: nn.Module):
         super().__init__()
@@ -64,7 +71,7 @@ class Model(nn.Module):
         s = cache.stream(x) if cache is not None and not isinstance(x, Stream) else stream(x)
 
         def call(embedded: Stream) -> Call:
-            return Call(embedded, self.kernel, memories or {}, cache, watch)
+            return Call(embedded, self.kernel, memories or {}, cache, watch, exact=self.exact)
 
         out = self.get_submodule(name)(s, call, name)
         if cache is not None:

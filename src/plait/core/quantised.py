@@ -157,10 +157,10 @@ def place(net: nn.Module, matrices: dict[str, Quantised]) -> nn.Module:
 
 def quantised(weight: Float[Tensor, "d_out d_in"], bits: int, rounding: bool = True) -> Quantised:
     """A matrix in 8 bits, symmetric, or in 4 with a least value for each group. ValueError where float16 cannot hold a scale."""
-    padded = F.pad(weight.detach(), (0, -weight.shape[1] % GROUP))
-    step = max(1, AT_ONCE // 16 // max(1, padded.shape[1]))  # small enough for the many passes in 4 bits to stay in the CPU's cache
+    fill = (0, -weight.shape[1] % GROUP)
+    step = max(1, AT_ONCE // 16 // max(1, weight.shape[1]))  # small enough for the many passes in 4 bits to stay in the CPU's cache
     encode = {8: encoded8, 4: encoded4}[bits]
-    made = [encode(part.float().unflatten(1, (-1, GROUP))) for part in padded.split(step)]
+    made = [encode(F.pad(part.float(), fill).unflatten(1, (-1, GROUP))) for part in weight.detach().split(step)]
     codes, scale, least = (None if parts[0] is None else torch.cat(parts) for parts in zip(*made, strict=True))  # type: ignore[arg-type]
     assert codes is not None and scale is not None
     if not (scale.isfinite().all() and (least is None or least.isfinite().all())):

@@ -56,17 +56,36 @@ class Rotary:
         if d_rotary is not None and d_rotary % 2:
             raise ValueError(f"d_rotary={d_rotary} is odd: rotary positions turn pairs of channels")
         self.d_rotary, self.base, self.scaling, self.interleaved, self.magnitude = d_rotary, base, scaling, interleaved, magnitude
+        self.known: dict = {}  # tables of positions 0..n-1, by device, dtype and width
 
     def rates(self, d: int, device: torch.device) -> Float[Tensor, "half"]:
         rates = self.base ** (-torch.arange(0, d, 2, dtype=torch.float64, device=device) / d)
         return rates if self.scaling is None else self.scaling(rates)
 
     def table(self, s: Stream, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [L, d/2] or [B, 1, L, d/2]. A position's are the same numbers whatever stands beside it."""
         positions = s.at_positions()  # [L] or [B, L]
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or positions.device.type == "meta"
+        if traced or positions.is_floating_point() or (s.positions is not None and positions.device.type != "cpu"):
+            cos, sin = self.computed(positions, d, dtype)
+        elif s.positions is None and s.real is None:
+            cos, sin = (t[s.start : s.start + s.length] for t in self.rows(s.start + s.length, d, dtype, positions.device))
+        else:
+            most = s.start + s.length if s.positions is None else 1 + int(positions.max()) if positions.numel() else 1
+            cos, sin = (t[positions] for t in self.rows(most, d, dtype, positions.device))
+        return (cos[:, None], sin[:, None]) if cos.dim() == 3 else (cos, sin)
+
+    def computed(self, positions: Tensor, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         angle = positions[..., None].double() * self.rates(d, positions.device)  # [.., L, d/2]
-        if angle.dim() == 3:
-            angle = angle[:, None]  # [B, 1, L, d/2]
         return (angle.cos() * self.magnitude).to(dtype), (angle.sin() * self.magnitude).to(dtype)
+
+    def rows(self, n: int, d: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The tables [>= n, d/2] of positions from 0 on."""
+        found = self.known.get((device, dtype, d))
+        if found is None or len(found[0]) < n:
+            length = max(128, 1 << max(n - 1, 1).bit_length())
+            found = self.known[device, dtype, d] = self.computed(torch.arange(length, device=device), d, dtype)
+        return found
 
     def __call__(self, x: Float[Tensor, "B H L K"], s: Stream, call: Call) -> Float[Tensor, "B H L K"]:
         d = self.d_rotary or x.shape[-1]

@@ -26,9 +26,30 @@ class Places:
     segment: Tensor | None = None  # [B, L] int; None: one document
     device: torch.device | None = None
 
+    @property
+    def stop(self) -> int:
+        """The slot behind the last entry."""
+        return self.start + self.length
+
     @cached_property
     def slots(self) -> Tensor:  # [L]
         return torch.arange(self.start, self.start + self.length, device=self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Scattered(Places):
+    """Entries whose slots do not follow each other; `start` is the least of them, `behind` one more than the largest."""
+
+    at: Tensor = field(kw_only=True)  # [L]
+    behind: int = field(kw_only=True)
+
+    @property
+    def stop(self) -> int:
+        return self.behind
+
+    @cached_property
+    def slots(self) -> Tensor:
+        return self.at
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +107,7 @@ class Call:
     watch: "Watcher | None" = None
     memo: dict[Hashable, Any] = field(default_factory=dict)
     losses: list[Tensor] = field(default_factory=list)  # auxiliary losses of steps (experts)
+    exact: bool = False  # as `Model.exact`
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         if key not in self.memo:

@@ -26,6 +26,11 @@ class SideBySide(nn.Module):
         self.widths = [width(tower) for tower in towers]
         self.sources: dict[str, list[int]] = {}  # the widths of the other towers, by name
 
+    @property
+    def embed(self) -> nn.Module:
+        """The first one's: all know the same ids."""
+        return self.towers[0].embed  # type: ignore[return-value]
+
     def forward(self, s: Stream, call: Callable[[Stream], Call], name: str) -> Stream:
         found: list[Stream] = []
         for i, tower in enumerate(self.towers):

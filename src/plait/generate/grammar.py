@@ -6,6 +6,7 @@ text into tokens is allowed, so that nothing but the text is constrained.
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from plait.errors import InputError
 
 EXACT = '%llguidance {"no_forcing": true}\n'  # else text that is certain is cut into tokens in one way only
 WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as json.dumps does: spaces cannot run on
+KEPT = 1024  # parsers that are remembered, 2 KB each: as many texts, beams or guesses take their next step from one
 
 
 def regex(pattern: str, space: bool = False) -> str:
@@ -64,25 +66,32 @@ class Grammar:
             raise InputError("this grammar cannot be used", [_first_lines(self.fresh.get_error())])
         if not self.allowed(self.fresh.deep_copy()).any():
             raise InputError("nothing this vocabulary can write meets this grammar: loosen it, or take a model that knows its characters")
-        self.states: dict[tuple[int, ...], Any] = {}  # by the ids of each row of the last call
+        self.states: dict[tuple[int, ...], Any] = {}  # the parser behind the ids of rows, the latest last
+
+    def at(self, start: int) -> "Grammar":
+        """The same rules from another place on."""
+        other = copy(self)
+        other.start, other.states = start, {}
+        return other
 
     def __call__(self, scores: Tensor, ids: Tensor) -> None:
-        states = {tuple(row): self.after(tuple(row)) for row in ids[:, self.start :].tolist()}
-        self.states = states
         allowed = np.zeros(scores.shape, dtype=bool)
         for mask, row in zip(allowed, ids[:, self.start :].tolist(), strict=True):
-            found = self.allowed(states[tuple(row)])[: len(mask)]  # a model may have more rows of scores than there are tokens
+            found = self.allowed(self.after(tuple(row)))[: len(mask)]  # a model may have more rows of scores than there are tokens
             mask[: len(found)] = found
         scores.masked_fill_(~torch.from_numpy(allowed).to(scores.device), float("-inf"))
 
     def after(self, ids: tuple[int, ...]) -> Any:
-        """The parser behind these ids, None where they break the rules: one step on from the last call where that knows the way."""
+        """The parser behind these ids, None where they break the rules: one step on from an earlier call where that knows the way."""
         if ids in self.states:
             return self.states[ids]
         before = self.states.get(ids[:-1])
         state, rest = (self.fresh, ids) if before is None else (before, ids[-1:])
         state = state.deep_copy()
-        return state if state.try_consume_tokens(list(rest)) == len(rest) else None
+        self.states[ids] = state if state.try_consume_tokens(list(rest)) == len(rest) else None
+        if len(self.states) > KEPT:
+            del self.states[next(iter(self.states))]
+        return self.states[ids]
 
     def allowed(self, state: Any) -> np.ndarray:
         """bool [V]: which ids may follow."""

@@ -12,9 +12,9 @@ NEVER = float("-inf")
 class Required:
     """A constraint: each of these sequences of ids occurs after place `start`, before the answer ends at place `limit` at the latest.
 
-    None of `ends` comes while one is missing; when there is just room for what is missing and an end, it is written out, and before that
-    the model says where the words go. Beams find better places than the likeliest token does. Sequences do not share ids when they are
-    written out, so some room may stay. A row that has no room left gets no id at all.
+    None of `ends` comes while one is missing; when there is just room for what is missing and an end, only ids come after which there
+    still is, and before that the model says where the words go. Beams find better places than the likeliest token does. Sequences do not
+    share ids when they are written out, so some room may stay. A row that has no room left gets no id at all.
     """
 
     sequences: Sequence[Sequence[int]]
@@ -23,19 +23,26 @@ class Required:
     limit: int
 
     def __call__(self, scores: Tensor, ids: Tensor) -> None:
+        room = self.limit - ids.shape[1]
         for row, text in zip(scores, ids[:, self.start :].tolist(), strict=True):
-            missing = [list(wanted) for wanted in self.sequences if not _holds(text, wanted)]
+            missing = self.missing(text)
             if not missing:
                 continue
-            begun, wanted = max((_begun(text, wanted), wanted) for wanted in missing)
             row[list(self.ends)] = NEVER
-            needed = sum(map(len, missing)) - begun + 1  # the end is an id too
-            room = self.limit - ids.shape[1]
-            if room < needed:
-                row.fill_(NEVER)
-            elif room <= needed + begun:  # another id would leave a word half written, and it begins anew
-                keep = row[wanted[begun]].clone()
-                row.fill_(NEVER)[wanted[begun]] = keep
+            if sum(map(len, missing)) + 1 < room:  # whatever comes, there is room for all of it and the end
+                continue
+            # Any id of none of them would leave one half written, which then begins anew.
+            keep = [id for id in {id for wanted in missing for id in wanted} if self.needed([*text, id]) < room]
+            kept = row[keep].clone()
+            row.fill_(NEVER)[keep] = kept
+
+    def missing(self, text: list[int]) -> list[Sequence[int]]:
+        return [wanted for wanted in self.sequences if not _holds(text, wanted)]
+
+    def needed(self, text: list[int]) -> int:
+        """Ids that must still come, an end among them."""
+        missing = self.missing(text)
+        return sum(map(len, missing)) - max((_begun(text, wanted) for wanted in missing), default=0) + 1
 
 
 def _holds(text: list[int], wanted: Sequence[int]) -> bool:

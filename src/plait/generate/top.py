@@ -46,12 +46,13 @@ def top(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def log_normaliser(x: Tensor) -> Tensor:
     """log Σ exp of each row of [N, V]: [N, 1]. Rows of nothing but -inf give -inf.
 
-    Chunk by chunk on a CPU, so that the exponentials are never all written to memory, as log_softmax would.
+    On a CPU row by row: a sum is then in the same order in any batch, and the exponentials are never all written to memory, as log_softmax
+    would; what lies by columns goes chunk by chunk.
     """
-    if x.device.type != "cpu" or x.numel() <= CHUNK:
+    if x.device.type != "cpu":
         return x.logsumexp(1, keepdim=True)
     if not by_columns(x):
-        return torch.cat([part.logsumexp(1, keepdim=True) for part in x.split(max(1, CHUNK // x.shape[1]))])
+        return torch.cat([row.logsumexp(1, keepdim=True) for row in x.split(1)]) if len(x) else x.new_empty(0, 1)
     columns = x.t()  # [V, N], rows contiguous
     largest = columns.amax(0).clamp_min_(torch.finfo(x.dtype).min)
     total = torch.zeros_like(largest)

@@ -1,5 +1,6 @@
 """From a name to a model ready to use."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,29 @@ def place(name: str | Path) -> Path:
     return path
 
 
-def load(name: str | Path, device: str = "cpu", bits: int | None = None) -> Any:
+def load(name: str | Path | Sequence[str | Path], device: str = "cpu", bits: int | None = None, exact: bool = False) -> Any:
     """A run folder, a released checkpoint's folder, a name of the zoo or an id of the Hugging Face Hub (`org/name`, `org/name@revision`).
 
     What is returned is called to let it do its task. With `bits`, 8 or 4, its matrices are rounded to so many bits a value
-    (`plait.compress.quantise`): less memory, and faster where few rows are multiplied.
+    (`plait.compress.quantise`) as they are read: less memory, and faster where few rows are multiplied. A GGUF's blocks that have no more
+    bits (Q4_0 and Q4_1; for 8 also Q8_0) are used as they are. Several names of models with one vocabulary make an ensemble, which answers
+    by the mean of their log-probabilities. With `exact` an answer is the same to the last bit alone and in any batch, at the price of
+    speed; `plait.generate.layout.exactly` says what that needs.
     """
+    from plait.generate.layout import exactly
     from plait.hub.checkpoints import is_checkpoint, open_checkpoint
     from plait.hub.runs import open_run
 
+    if not isinstance(name, str | Path):
+        from plait.hub.together import together
+
+        members = [(str(one), load(one, device, bits, exact)) for one in name]
+        return members[0][1] if len(members) == 1 else together(members)
     folder = place(name)
-    return open_checkpoint(folder, device, bits) if is_checkpoint(folder) else open_run(folder, device, bits)
+    model = open_checkpoint(folder, device, bits) if is_checkpoint(folder) else open_run(folder, device, bits)
+    if exact:
+        exactly(model.net)
+    return model
 
 
 def load_translator(name: str | Path) -> Any:

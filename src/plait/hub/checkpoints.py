@@ -1,6 +1,8 @@
 """Released checkpoints: a folder of Hugging Face's layout or a GGUF, opened exactly or refused."""
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -8,8 +10,9 @@ from typing import Any
 import torch
 
 from plait import models
-from plait.compress import quantise
+from plait.compress import Quantising, limited, restore
 from plait.core.model import Model
+from plait.core.quantised import Quantised
 from plait.errors import InputError, choices
 from plait.generate.layout import for_few_rows
 from plait.hub.ctranslate2_folder import FILE as CTRANSLATE2
@@ -26,8 +29,12 @@ from plait.weights import config as keys
 from plait.weights import rules as table
 from plait.weights.certificate import Certificate
 from plait.weights.opening import open_source
+from plait.weights.source import Source
 
 EXPECTED = "a checkpoint, which is a folder with config.json, weights and a tokenizer"
+# What the tensors of `plait.compress` are kept in: a name of its own, since others take any model.safetensors for theirs, and draw what
+# they do not find there.
+SMALL = "quantised.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.spm")
 
 
@@ -50,11 +57,12 @@ def gguf_of(place: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def open_parts(place: Path) -> Parts:
-    """A checkpoint with everything that was made of its files; InputError says what is wrong with them."""
+def open_parts(place: Path, bits: int | None = None) -> Parts:
+    """A checkpoint with everything that was made of its files; InputError says what is wrong with them. `bits` as of `open_net`."""
     if (place / CTRANSLATE2).is_file():
-        return ctranslate2_parts(place)
-    net, certificate, settings, raw = open_net(place)
+        parts = ctranslate2_parts(place)
+        return parts if bits is None else replace(parts, net=limited(parts.net.float(), bits))
+    net, certificate, settings, raw = open_net(place, bits)
     limit = getattr(settings, "max_length", None)
     if gguf_of(place) is not None:
         one = gguf_tokenizer(raw)
@@ -71,7 +79,7 @@ def open_parts(place: Path) -> Parts:
 
 def open_checkpoint(place: Path, device: str = "cpu", bits: int | None = None) -> Ready:
     """A checkpoint, ready for its task; `bits` as of `plait.load`."""
-    parts = open_parts(place)
+    parts = open_parts(place, bits)
     kind = kind_of(parts.net)
     if kind is None:
         raise InputError(f"{place}: loads, but what a model of its kind does is not built yet; `plait check` shows it")
@@ -79,8 +87,6 @@ def open_checkpoint(place: Path, device: str = "cpu", bits: int | None = None) -
         parts.net.to(device)
     except (AssertionError, RuntimeError) as error:  # no such device, or a torch that was built without it
         raise InputError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}") from None
-    if bits is not None:
-        quantise(parts.net, bits)
     if kind.few_rows is not None:
         for_few_rows(parts.net, kind.few_rows)
     return kind(parts)
@@ -95,20 +101,26 @@ def kind_of(net: Model) -> type[Ready] | None:
     return ENCODERS.get(next(iter(net.heads), "none")) if net.towers == ("encoder",) else None
 
 
-def open_net(place: Path) -> tuple[Model, Certificate, Any, dict[str, Any]]:
-    """(the model with the checkpoint's weights, what the load proved, its page's settings, config.json or a GGUF's metadata)"""
+def open_net(place: Path, bits: int | None = None) -> tuple[Model, Certificate, Any, dict[str, Any]]:
+    """(the model with the checkpoint's weights, what the load proved, its page's settings, config.json or a GGUF's metadata)
+
+    With `bits` each matrix is quantised as it is read; a GGUF's blocks that have no more bits are used as they are.
+    """
     file = gguf_of(place)
     where = place / "config.json" if file is None else file
     if file is None and not where.exists():
         raise InputError(f"{where}: is not there; expected {EXPECTED}")
     raw = read_object(where, EXPECTED) if file is None else {}
     page = _page_of(raw, where) if file is None else None
-    source = open_source(file or place)
+    small = (place / SMALL).is_file()
+    source = open_source(place / SMALL if small else file or place)
     if page is None:
         raw = dict(source.metadata)
         page = _page_of_gguf(raw, where)
     try:
-        if file is None:
+        if small:
+            settings, rules, dtype = page.Config(**raw["quantization_config"]["settings"]), (), None
+        elif file is None:
             settings = page.Config(**keys.read(page.KEYS, raw))
             if hasattr(page, "fitted"):
                 settings = page.fitted(settings, source.shapes())
@@ -124,7 +136,34 @@ def open_net(place: Path) -> tuple[Model, Certificate, Any, dict[str, Any]]:
         raise InputError(f"{where}: {error}") from None
     except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:  # a size of 0, or one that no tensor can have
         raise InputError(f"{where}: no model can be built of these settings: {str(error).splitlines()[0]}") from None
-    return net.eval(), table.load(net, source, rules, dtype=dtype), settings, raw
+    if small:
+        certificate = restored(net, source)
+        return net.eval() if bits is None else limited(net.eval(), bits), certificate, settings, raw
+    taker = None if bits is None else Quantising(net, bits)
+    certificate = table.load(net, source, rules, dtype=dtype if bits is None else torch.float32, taker=taker)
+    if taker is not None:
+        taker.placed()
+    return net.eval(), certificate, settings, raw
+
+
+def restored(net: Model, source: Source) -> Certificate:
+    """Fills a model with the tensors of a quantised one."""
+    try:
+        restore(net, {name: source.read(name) for name in source.shapes()})
+    except InputError as error:
+        raise InputError(f"{source.path}: {error.message}", error.faults) from None
+    held = tensors_of(net)
+    dtypes = Counter(kind for kind, _ in held.values())
+    numbers = sum(count for _, count in held.values())
+    return Certificate(str(source.path), {name: (name,) for name in held}, order=tuple(held), dtypes=dtypes, numbers=numbers)
+
+
+def tensors_of(net: Model) -> dict[str, tuple[str, int]]:
+    """Name -> (type, how many numbers) of everything that is stored; a quantised matrix is one tensor of type int8 or int4."""
+    matrices = {name: part for name, part in net.named_modules() if isinstance(part, Quantised)}
+    plain = {name: t for name, t in table.stored(net).items() if name.rpartition(".")[0] not in matrices}
+    found = {name: (f"int{part.bits}", part.d_out * part.d_in) for name, part in matrices.items()}
+    return found | {name: (str(t.dtype).removeprefix("torch."), t.numel()) for name, t in plain.items()}
 
 
 def _page_of(raw: dict[str, Any], path: Path) -> ModuleType:

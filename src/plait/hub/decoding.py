@@ -5,20 +5,20 @@ would change the answer is refused by name, never ignored.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from plait.errors import InputError
+from plait.generate.beams import Penalty
 from plait.generate.constraints import AtLeast, Bias, Constraint, Forced, NoRepeat, NoSequence, NotAt, Repetition, Used, renormalised
+from plait.generate.required import Required
 from plait.generate.sampling import MinP, Temperature, TopK, TopP, Typical
 from plait.generate.search import mean
 from plait.hub.ready import Parts
 
 # Settings that are not built, with the values under which they do nothing; None always does nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "num_beam_groups": (1,),
-    "diversity_penalty": (0.0,),
     "encoder_repetition_penalty": (1.0,),
     "encoder_no_repeat_ngram_size": (0,),
     "exponential_decay_length_penalty": (),
@@ -27,16 +27,23 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "penalty_alpha": (0.0,),
     "dola_layers": (),
     "constraints": ([],),
-    "force_words_ids": ([],),
     "stop_strings": ([],),
     "token_healing": (False,),
     "watermarking_config": (),
     "max_time": (),
 }
+BEAMS = {"beams": "num_beams", "beam_groups": "num_beam_groups"}
 IDS = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
 COUNTS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "no_repeat_ngram_size")
 DEFAULT_LENGTH = 512  # ids of an answer where neither the checkpoint nor the caller says how long it may be
 
+# All settings that are followed or refused, in Hugging Face's words; `do_sample` is the caller's temperature.
+SETTINGS = (
+    *(*NEUTRAL, *IDS, *COUNTS, "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping", "do_sample", "temperature"),
+    *("top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
+    *("bad_words_ids", "force_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
+    *("renormalize_logits", "forced_prefix_ids"),
+)
 
 # Settings of a language model's checkpoint that are the caller's to choose, each time.
 CALLERS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "length_penalty", "early_stopping", "temperature")
@@ -56,7 +63,10 @@ class Decoding:
     seed                  the drawn text is a pure function of seed, prompt, sample number and scores, whatever the batch
     n                     samples of a prompt, or its n best of `beams`
     beams                 of a beam search, with length_penalty the exponent of the length that scores are divided by
+    beam_groups           the beams search in so many groups, which pay diversity_penalty for an id that an earlier one took at that step
     stop                  a string or several that end a text before they occur in it
+    json_schema, regex    a grammar of the answer's text: JSON by a schema (a mapping, or its JSON), or a regular expression, as a whole
+    speculate             "lookup", or a smaller model of the same vocabulary: guesses that change the time, not the answer
     """
 
     max_new_tokens: int | None = None
@@ -73,9 +83,14 @@ class Decoding:
     logit_bias: Mapping[int, float] | None = None
     length_penalty: float | None = None
     beams: int | None = None
+    beam_groups: int | None = None
+    diversity_penalty: float | None = None
     seed: int = 0
     n: int = 1
     stop: str | Sequence[str] = ()
+    json_schema: Mapping[str, Any] | str | None = None
+    regex: str | None = None
+    speculate: Any = None
 
     @property
     def stops(self) -> list[str]:
@@ -83,8 +98,8 @@ class Decoding:
 
     def settings(self) -> dict[str, Any]:
         """In Hugging Face's words, where it has one."""
-        words = {"typical": "typical_p", "beams": "num_beams"}
-        said = {words.get(f.name, f.name): getattr(self, f.name) for f in fields(self) if f.name not in ("seed", "n", "stop")}
+        words = {"typical": "typical_p", **BEAMS}
+        said = {words.get(f.name, f.name): getattr(self, f.name) for f in fields(self) if f.name not in OURS}
         return {name: value for name, value in said.items() if value is not None}
 
     def faults(self, vocab: int | None = None) -> list[str]:
@@ -105,8 +120,13 @@ class Decoding:
             "no_repeat_ngram_size": (_is_count(self.no_repeat_ngram_size), "a whole number from 0"),
             "length_penalty": (_is_number(self.length_penalty), "a number"),
             "beams": (_is_count(self.beams) and self.beams != 0, "a whole number from 1"),
+            "beam_groups": (_is_count(self.beam_groups) and self.beam_groups != 0, "a whole number from 1"),
+            "diversity_penalty": (_is_number(self.diversity_penalty, 0), "a number from 0"),
             "seed": (_is_count(self.seed), "a whole number from 0"),
             "n": (_is_count(self.n) and self.n != 0, "a whole number from 1"),
+            "json_schema": (isinstance(self.json_schema, Mapping | str), "a JSON schema: a mapping, or its JSON"),
+            "regex": (isinstance(self.regex, str), "a regular expression"),
+            "speculate": (self.speculate == "lookup" or hasattr(self.speculate, "net"), "'lookup', or a loaded model"),
             "stop": (all(isinstance(word, str) and word for word in self.stops), "strings that are not empty"),
             "logit_bias": (_is_bias(self.logit_bias, vocab), f"ids below {vocab} -> numbers"),
         }
@@ -122,14 +142,23 @@ class Decoding:
             faults += [f"{name}={getattr(self, name)}: is of sampling, so it goes with a temperature above 0" for name in names]
         if beams > 1 and self.temperature:
             faults.append(f"beams={beams}: beams are searched, not drawn: give temperature 0, or one beam")
+        if beams % (self.beam_groups or 1):
+            faults.append(f"beam_groups={self.beam_groups}: groups have as many beams each, so it divides beams, which is {beams}")
+        if self.diversity_penalty and (self.beam_groups or 1) == 1:
+            faults.append(f"diversity_penalty={self.diversity_penalty}: groups of beams pay it, and there is one: give beam_groups")
         if beams > 1 and self.stops:
             faults.append(f"beams={beams}: stop strings go with one beam")
+        if beams > 1 and self.speculate is not None:
+            faults.append(f"beams={beams}: speculation goes with one beam")
+        if self.json_schema is not None and self.regex is not None:
+            faults.append(f"regex={self.regex!r}: an answer follows one grammar, and there is a json_schema too")
         if self.n > 1 and not self.temperature and self.n > beams:
-            faults.append(f"n={self.n}: at most as many as beams, which is {beams}; or give a temperature above 0")
+            faults.append(f"n={self.n} answers: at most as many as beams, which is {beams}; or give a temperature above 0")
         return faults
 
 
 OPTIONS = tuple(f.name for f in fields(Decoding))
+OURS = ("seed", "n", "stop", "json_schema", "regex", "speculate")  # that are no settings in Hugging Face's words
 
 
 def _is_number(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
@@ -158,10 +187,11 @@ def ends_of(settings: Mapping[str, Any]) -> list[int]:
     return list(said) if isinstance(said, list | tuple) else [said]
 
 
-def search_options(settings: Mapping[str, Any], where: str, room: int | None) -> dict[str, Any]:
+def search_options(settings: Mapping[str, Any], where: str, room: int | None, penalty: Callable[[float], Penalty] = mean) -> dict[str, Any]:
     """What `search` is to be told for an encoder-decoder with these settings; InputError names everything that cannot be followed.
 
-    max_length and min_length count the decoder's start, as Hugging Face does; `room` is how many ids the decoder can read.
+    max_length and min_length count the decoder's start, as Hugging Face does; `room` is how many ids the decoder can read, `penalty`
+    what a length_penalty means.
     """
     faults = _not_built(settings)
     ends, start = ends_of(settings), settings.get("decoder_start_token_id", settings.get("bos_token_id"))
@@ -182,6 +212,9 @@ def search_options(settings: Mapping[str, Any], where: str, room: int | None) ->
         length = length if length is not None else min(DEFAULT_LENGTH, room or DEFAULT_LENGTH)
         if room is not None and length > room + 1:  # the last id is given out, not read
             faults.append(f"{length - 1} new tokens were asked for: the decoder reads {room} at most")
+        asked = sum(map(len, settings.get("force_words_ids", []))) + len(settings.get("forced_prefix_ids", []))
+        if asked >= length - 1 and asked:  # the end is a token too
+            faults.append(f"an answer of {length - 1} tokens has no room for what it must hold, which is {asked}, and an end")
     if faults:
         raise InputError(f"{where}: its answers cannot be found as its settings say", faults)
     return {
@@ -189,7 +222,9 @@ def search_options(settings: Mapping[str, Any], where: str, room: int | None) ->
         "end": ends[0],
         "max_length": length - 1,
         "beams": settings.get("num_beams", 1),
-        "penalty": mean(alpha),
+        "penalty": penalty(alpha),
+        "groups": settings.get("num_beam_groups", 1),
+        "diversity": settings.get("diversity_penalty", 0.0),
         "early_stopping": early,
         "forbidden": forbidden(settings, ends),
         "constraints": rules_of(settings, ends, 1, length),
@@ -228,10 +263,12 @@ def _is_count(value: Any) -> bool:
 
 
 def _id_faults(settings: Mapping[str, Any]) -> list[str]:
-    words = settings.get("bad_words_ids", [])
-    whole = isinstance(words, list) and all(isinstance(row, list) and row and all(map(_is_count, row)) for row in words)
-    faults = [] if whole else [f"bad_words_ids={words!r}: expected lists of ids"]
-    for name in ("suppress_tokens", "begin_suppress_tokens"):
+    faults = []
+    for name in ("bad_words_ids", "force_words_ids"):
+        words = settings.get(name, [])
+        if not (isinstance(words, list) and all(isinstance(row, list) and row and all(map(_is_count, row)) for row in words)):
+            faults.append(f"{name}={words!r}: expected lists of ids")
+    for name in ("suppress_tokens", "begin_suppress_tokens", "forced_prefix_ids"):
         if not (isinstance(said := settings.get(name, []), list) and all(map(_is_count, said))):
             faults.append(f"{name}={said!r}: expected a list of ids")
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
@@ -265,11 +302,15 @@ def rules_of(settings: Mapping[str, Any], ends: list[int], begin: int, length: i
         rules.append(NoSequence(longer))
     if (least := max(settings.get("min_length", 0), begin + settings.get("min_new_tokens", 0))) > begin and ends:
         rules.append(AtLeast(least, ends))
+    if words := settings.get("force_words_ids"):
+        rules.append(Required(words, ends, begin, length))
+    first = begin + ("forced_bos_token_id" in settings)
     places = (("forced_bos_token_id", begin), ("forced_eos_token_id", length - 1))
-    if forced := {place: settings[name] for name, place in places if name in settings}:
+    forced = {place: settings[name] for name, place in places if name in settings}
+    if forced := {**forced, **dict(enumerate(settings.get("forced_prefix_ids", []), first))}:
         rules.append(Forced(forced))
     if suppressed := settings.get("begin_suppress_tokens"):
-        rules.append(NotAt(begin + ("forced_bos_token_id" in settings), suppressed))
+        rules.append(NotAt(first + len(settings.get("forced_prefix_ids", [])), suppressed))
     if settings.get("renormalize_logits"):
         rules.append(renormalised)
     return rules

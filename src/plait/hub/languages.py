@@ -11,8 +11,10 @@ from plait.generate.constraints import NEVER, NoSequence
 from plait.generate.running import Continuation, Running, continuing
 from plait.generate.sampling import Draws
 from plait.generate.search import Hypothesis, mean, search
+from plait.generate.speculative import Draft, Lookup, Reader, Smaller, speculating
 from plait.generate.text import before, texts_of
 from plait.hub.decoding import OPTIONS, Decoding, ends_of, filters_of, forbidden, language_settings, rules_of, settings_of
+from plait.hub.grammars import grammar_of
 from plait.hub.ready import Parts, Ready, Row, vocabulary
 from plait.tasks.likelihood import Likelihood, likelihood
 from plait.tasks.sequences import Answer
@@ -34,7 +36,9 @@ class LanguageModel(Ready):
     def __init__(self, parts: Parts):
         super().__init__(parts)
         self.settings = settings = settings_of(parts)
-        self.ends = ends_of(settings) or ([self.tokenizer.eos_id] if parts.tokenizers else [])
+        ends = ends_of(settings) or ([self.tokenizer.eos_id] if parts.tokenizers else [])
+        size = vocabulary(self.net, "decoder")
+        self.ends = [end for end in ends if end < size]  # a config's default may name an id that the model lacks
         self.start = settings.get("bos_token_id")
         if self.start is None and parts.tokenizers:
             self.start = self.tokenizer.ids.get("bos")
@@ -55,8 +59,9 @@ class LanguageModel(Ready):
         """The continuation of a text (a list of texts: of each); ids for ids. An empty one begins with the token that begins texts.
 
         Further options are those of `Decoding`. With `n` above 1 there is a list of continuations for each text. Ids end with the one
-        that completed a stop string. With `stream`, of one text an iterator over pieces of its continuation, of ids over ids. InputError
-        names every prompt that leaves no room for `max_new_tokens`, by its number; `first` is that of the first one.
+        that completed a stop string. With `stream`, of one text an iterator over pieces of its continuation, of ids over ids; closing
+        it ends the text. InputError names every prompt that is empty or leaves no room for `max_new_tokens`, by its number, before
+        anything is computed, and every one after which nothing can be chosen; `first` is the number of the first one.
         """
         how = Decoding(max_new_tokens, min_new_tokens, temperature, **options)
         one = isinstance(text, str) or bool(len(text) and isinstance(text[0], int))
@@ -133,7 +138,10 @@ class LanguageModel(Ready):
         system: str | None = None,
         **options: Any,
     ) -> list[Row]:
-        """(line, JSON) of each text, for the command line: its continuation, or with `chat` the answer to it as a user's message."""
+        """(line, JSON) of each text, for the command line: its continuation, or with `chat` the answer to it as a user's message.
+
+        "ended" is false where `max_new_tokens` cut the answer, so that it may break off amid what a grammar asks.
+        """
         if system is not None and not chat:
             raise InputError("--system goes with --chat: give both")
         most = (512 if chat else 50) if max_new_tokens is None else max_new_tokens
@@ -142,13 +150,11 @@ class LanguageModel(Ready):
             prompts = [self.chat_ids([*opening(system), {"role": "user", "content": text}]) for text in texts]
         else:
             prompts = [self.encode(text) for text in texts]
-        rows = []
-        for text, answer in zip(
-            texts, self._read(self._found(prompts, how, self.chat_ends if chat else self.ends, first), how), strict=True
-        ):
+        found, rows = self._found(prompts, how, self.chat_ends if chat else self.ends, first), []
+        for text, some, answer in zip(texts, found, self._read(found, how), strict=True):
             others = [{"answer": other, "score": score} for other, score in answer.alternatives]
             more = {"score": answer.score, "alternatives": others} if how.n > 1 else {}
-            rows.append((answer.text if chat else text + answer.text, {"answer": answer.text, **more}))
+            rows.append((answer.text if chat else text + answer.text, {"answer": answer.text, "ended": some[0].ended, **more}))
         return rows
 
     def _read(self, found: list[list[Hypothesis]], how: Decoding) -> list[Answer]:
@@ -159,14 +165,27 @@ class LanguageModel(Ready):
         if how.n > 1 or (how.beams or 1) > 1:
             raise InputError(f"stream=True goes with one answer of one beam, not with n={how.n}, beams={how.beams or 1}")
         (texts,) = self._continuations([prompt], how, ends, first)
-        return (token for _, token in continuing(Running(self.net), [(texts, None)]) if token is not None)
+        return (token for _, token in self._written([texts], how) if token is not None)
+
+    def _written(self, texts: list[list[Continuation]], how: Decoding) -> Iterator[tuple[Continuation, int | None]]:
+        """Ids as they come: of all texts in one running batch, or with guesses of one text after the other."""
+        if how.speculate is None:
+            yield from continuing(Running(self.net), [(some, None) for some in texts])
+            return
+
+        def turn(text: Continuation) -> tuple[Reader, Continuation, Draft]:
+            room = len(text.prompt) + text.max_new_tokens
+            draft = Lookup() if how.speculate == "lookup" else Smaller(Reader(how.speculate.net, room=room))
+            return Reader(self.net, room=room), text, draft
+
+        yield from speculating(turn(text) for some in texts for text in some)
 
     def _found(self, prompts: list[list[int]], how: Decoding, ends: Sequence[int], first: int) -> list[list[Hypothesis]]:
-        """The `n` answers to each prompt, all in one running batch; by beams, prompts of one length together."""
+        """The `n` answers to each prompt; by beams, prompts of one length together."""
         texts = self._continuations(prompts, how, ends, first)
         if (how.beams or 1) > 1:
             return self._searched(texts, how)
-        for _ in continuing(Running(self.net), [(some, None) for some in texts]):
+        for _ in self._written(texts, how):
             pass
         return [[Hypothesis(text.ids, text.log_prob, text.log_prob, text.ended) for text in some] for some in texts]
 
@@ -179,6 +198,7 @@ class LanguageModel(Ready):
         sizes: dict[str, Any] = dict(
             max_length=how.max_new_tokens, beams=how.beams or 1, n_best=how.n, penalty=penalty, early_stopping=False
         )
+        sizes |= dict(groups=how.beam_groups or 1, diversity=how.diversity_penalty or 0.0)
         for rows in alike.values():
             one = texts[rows[0]][0]
             start = torch.tensor([list(texts[i][0].prompt) for i in rows], device=next(self.net.parameters()).device)
@@ -190,16 +210,30 @@ class LanguageModel(Ready):
 
     def _continuations(self, prompts: list[list[int]], how: Decoding, ends: Sequence[int], first: int) -> list[list[Continuation]]:
         """What is to run: `n` for each prompt. InputError has every fault of every prompt."""
-        faults = how.faults(vocabulary(self.net, "decoder"))
-        if how.stops and self.parts.tokenizers is None:
-            faults.append(f"stop={how.stop!r}: this model has no tokenizer, so its ids are no text")
+        faults, grammar = how.faults(vocabulary(self.net, "decoder")), None
+        names = [name for name in ("stop", "json_schema", "regex") if getattr(how, name)]
+        if self.parts.tokenizers is None:
+            faults += [f"{name}={getattr(how, name)!r}: this model has no tokenizer, so its ids are no text" for name in names]
+        elif not faults:
+            try:
+                grammar = grammar_of(how.json_schema, how.regex, self.tokenizer, ends)
+            except InputError as error:
+                faults += [f"{error.message}: {fault}" for fault in error.faults] or [error.message]
+        limits, draft = [self.max_length], how.speculate
+        if draft is not None and draft != "lookup" and not faults:
+            limits.append(draft.max_length)
+            if not isinstance(draft, LanguageModel) or vocabulary(draft.net, "decoder") != vocabulary(self.net, "decoder"):
+                faults.append(
+                    f"speculate={draft.parts.folder}: expected a language model with the {vocabulary(self.net, 'decoder')} ids of this one"
+                )
+        limit = min((limit for limit in limits if limit), default=None)
         prompts = [ids or ([self.start] if self.start is not None else []) for ids in prompts]
         most = max(how.max_new_tokens or 0, 0)
         for number, ids in enumerate(prompts, first):
             if not ids:
                 faults.append(f"input {number}: is empty, and this model has no token that begins a text")
-            elif self.max_length and len(ids) + most > self.max_length:
-                faults.append(f"input {number}: is {len(ids)} tokens long and {most} more were asked for: room for {self.max_length}")
+            elif limit and len(ids) + most > limit:
+                faults.append(f"input {number}: is {len(ids)} tokens long and {most} more were asked for: room for {limit}")
             else:
                 faults += [f"input {number}: {fault}" for fault in self._row_faults([ids])]
         if faults:
@@ -207,7 +241,11 @@ class LanguageModel(Ready):
         settings = {**language_settings(self.settings, str(self.parts.folder)), **how.settings()}
         banned = [NoSequence([[id] for id in some])] if (some := forbidden(settings, list(ends))) else []
         filters = filters_of(settings)
-        rules = {size: (*rules_of(settings, list(ends), size, size + most), *banned, *filters) for size in set(map(len, prompts))}
+        # A grammar comes first: what is forced later goes on as if the grammar allowed it, and filters see only what is left.
+        rules = {
+            size: (*([grammar.at(size)] if grammar else []), *rules_of(settings, list(ends), size, size + most), *banned, *filters)
+            for size in set(map(len, prompts))
+        }
         stopped = (lambda ids: before(text := self.decode(ids), how.stops) != text) if how.stops else None
         return [
             [

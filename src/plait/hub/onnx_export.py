@@ -43,14 +43,14 @@ class Past(Cache):
         self.given, self.real, self.present = list(given), real, list[Tensor]()
         self.length = given[0].shape[2]
 
-    def extend(self, path: tuple, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor, Places]:
+    def extend(self, path: tuple, k: Tensor, v: Tensor, call: Call, reach: int | None = None) -> tuple[Tensor, Tensor, Places]:
         at = len(self.present)
         k_all, v_all = torch.cat([self.given[at], k], 2), torch.cat([self.given[at + 1], v], 2)
         self.present += [k_all, v_all]
         places = call.once("places of the past", lambda: self.places(self.length + k.shape[2], k.device))
         return k_all, v_all, places
 
-    def places(self, stop: int, device: torch.device) -> Places:
+    def places(self, stop: int, device: torch.device, start: int = 0) -> Places:
         return Places(stop, 0, self.real, None, device)
 
 

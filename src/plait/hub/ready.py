@@ -114,13 +114,18 @@ class Ready:
         return next(iter(self.net.heads.values()))(hidden)
 
     def _row_faults(self, row: Sequence[Sequence[int]]) -> list[str]:
-        faults = [f"{len(ids)} ids, this model takes {self.max_length}" for ids in row if self.max_length and len(ids) > self.max_length]
-        faults += ["no ids; give at least one" for ids in row if not len(ids)]
-        for tower, ids in zip(self.net.towers, row, strict=False):
-            known = vocabulary(self.net, tower)
-            odd = [id for id in ids if not isinstance(id, Integral) or not 0 <= id < known]  # type: ignore[operator]
-            faults += [f"{odd[0]!r} is no id of the {tower}, which knows 0 to {known - 1}"] if odd else []
-        return faults
+        return row_faults(self.net, row, self.max_length)
+
+
+def row_faults(net: Model, row: Sequence[Sequence[int]], max_length: int | None) -> list[str]:
+    """What is wrong with the ids of a row, one list a tower from the first one on."""
+    faults = [f"{len(ids)} ids, this model takes {max_length}" for ids in row if max_length and len(ids) > max_length]
+    faults += ["no ids; give at least one" for ids in row if not len(ids)]
+    for tower, ids in zip(net.towers, row, strict=False):
+        known = vocabulary(net, tower)
+        odd = [id for id in ids if not isinstance(id, Integral) or not 0 <= id < known]  # type: ignore[operator]
+        faults += [f"{odd[0]!r} is no id of the {tower}, which knows 0 to {known - 1}"] if odd else []
+    return faults
 
 
 def texts_given(given: Any) -> tuple[list[str], bool]:

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from plait import models
-from plait.compress import quantise
+from plait.compress import is_quantised, limited, restore
 from plait.core.model import Model
 from plait.errors import InputError
 from plait.generate.layout import for_few_rows
+from plait.generate.search import gnmt
+from plait.hub.sequences import Sequences
 from plait.tasks.memory import TranslationMemory
-from plait.tasks.translation import Answer, Translator, padded
+from plait.tasks.sequences import padded
+from plait.tasks.translation import Translator
 from plait.text.tokenizer import Tokenizer
 
 FORMAT = 1
@@ -56,6 +59,12 @@ def load_weights(net: Model, path: Path) -> None:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: is not a whole safetensors file ({error}); copy it anew, or take checkpoints/best.safetensors") from None
+    if is_quantised(tensors):
+        try:
+            restore(net, tensors)
+        except InputError as error:
+            raise InputError(f"{path}: {error.message}", error.faults) from None
+        return
     own = net.state_dict()
     faults = [f"{name}: not in the file" for name in own if name not in tensors]
     faults += [f"{name}: in the file, not in the model" for name in tensors if name not in own]
@@ -103,56 +112,48 @@ def open_run(folder: Path, device: str = "cpu", bits: int | None = None) -> "Tra
             ) from None
     net.to(device).eval()
     if bits is not None:
-        quantise(net, bits)
-    return TranslationRun(for_few_rows(net), source, target, config, memory)
+        limited(net, bits)
+    return TranslationRun(for_few_rows(net), source, target, config, memory, str(folder))
 
 
-class TranslationRun:
-    """A trained translator: called with a text (or a list) it translates."""
+class TranslationRun(Sequences):
+    """A trained translator: called with a text (or a list) it translates, by four beams and the penalty of the paper it follows."""
 
     task = "translation"
+    penalty = staticmethod(gnmt)
 
-    def __init__(self, net: Model, source: Tokenizer, target: Tokenizer, config: dict[str, Any], memory: TranslationMemory | None = None):
-        self.net, self.source_tokenizer, self.target_tokenizer, self.config = net, source, target, config
+    def __init__(
+        self,
+        net: Model,
+        source: Tokenizer,
+        target: Tokenizer,
+        config: dict[str, Any],
+        memory: TranslationMemory | None = None,
+        where: str = "this run",
+    ):
+        self.net, self.source_tokenizer, self._target, self.config, self.memory, self.where = net, source, target, config, memory, where
+        self.max_length = None  # `max_source` is the translator's own, which cuts a text in pieces
         extend = memory.extended if memory is not None else None
         self.translator = Translator(net, source, target, config["max_source"], config["max_target"], extend)
 
-    def __call__(self, text: str | Sequence[str], **options: Any) -> Any:
-        """A string for a string, a list for a list. Options: beams, length_penalty."""
-        if isinstance(text, str):
-            return self.answers([text], **options)[0].text
-        return [answer.text for answer in self.answers(text, **options)]
+    @property
+    def target_tokenizer(self) -> Tokenizer:
+        return self._target
 
-    def answers(self, texts: Sequence[str], **options: Any) -> list[Answer]:
-        """As `__call__`, with scores and runners-up (`n_best`)."""
-        return self.translator(texts, **options)
+    def prepared(self, chosen: Mapping[str, Any], **own: Any) -> tuple[Translator, dict[str, Any]]:
+        own = {"decoder_start_token_id": self._target.bos_id, "eos_token_id": self._target.eos_id, "num_beams": 4, "length_penalty": 0.6}
+        own |= {"max_new_tokens": self.translator.max_target, "early_stopping": "never", **chosen}
+        return self.translator, own | {"suppress_tokens": [*own.get("suppress_tokens", ()), *self.translator.forbidden]}
 
-    def rows(
-        self, texts: Sequence[str], first: int = 1, beams: int = 4, n_best: int = 1, length_penalty: float = 0.6
-    ) -> list[tuple[str, dict[str, Any]]]:
-        """(line, JSON) of each text, for the command line."""
-        if n_best > beams:
-            raise InputError("nothing can be answered so", [f"--n-best {n_best}: at most as many as --beams, which is {beams}"])
-        rows = []
-        for answer in self.answers(texts, first=first, beams=beams, n_best=n_best, length_penalty=length_penalty):
-            others = [{"answer": text, "score": score} for text, score in answer.alternatives]
-            rows.append((answer.text, {"answer": answer.text, "score": answer.score, "alternatives": others}))
-        return rows
-
-    def generate(self, text: str | Sequence[str], max_new_tokens: int | None = None, beams: int = 1, **options: Any) -> Any:
-        """Text for text, as `__call__`, greedy unless told otherwise."""
-        if max_new_tokens is not None:
-            whole = self.translator
-            shorter = Translator(self.net, self.source_tokenizer, self.target_tokenizer, whole.max_source, max_new_tokens, whole.extend)
-            answers = [a.text for a in shorter([text] if isinstance(text, str) else text, beams=beams, **options)]
-            return answers[0] if isinstance(text, str) else answers
-        return self(text, beams=beams, **options)
+    def generate(self, text: str | Sequence[Any], max_new_tokens: int | None = None, *more: Any, **options: Any) -> Any:
+        """As of released models, greedy and as long as in training unless told otherwise."""
+        return super().generate(text, max_new_tokens, *more, **{"beams": 1, **options})
 
     def encode(self, text: str) -> list[int]:
         return self.source_tokenizer.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.target_tokenizer.decode(ids)
+        return self._target.decode(ids)
 
     @torch.inference_mode()
     def logits(self, source_ids: Any, target_ids: Any) -> Any:

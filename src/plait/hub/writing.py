@@ -1,4 +1,4 @@
-"""Released formats written: a model that was opened, and so proved, as a folder of Hugging Face's layout, as a GGUF, as ONNX files."""
+"""Models written again: one that was opened, and so proved, as a folder of Hugging Face's layout, as a GGUF, as ONNX; any in fewer bits."""
 
 import errno
 import json
@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 
 from plait import models
+from plait.core.quantised import Quantised
 from plait.errors import InputError, choices
-from plait.hub.checkpoints import gguf_of, is_checkpoint, open_net
+from plait.hub.checkpoints import SMALL, gguf_of, is_checkpoint, open_net, tensors_of
 from plait.hub.onnx_export import export_onnx
-from plait.hub.runs import open_run, read_config
+from plait.hub.runs import MEMORY, WEIGHTS, open_run, read_config
 from plait.text.gguf_keys import gguf_keys
 from plait.text.gguf_tokens import gguf_tokenizer
 from plait.text.loaded import LoadedTokenizer
@@ -33,20 +35,20 @@ from plait.weights.gguf import GgufFile
 from plait.weights.gguf_blocks import packed
 from plait.weights.gguf_writer import Stored, write_gguf
 from plait.weights.opening import open_source
-from plait.weights.safetensors_writer import write_model
+from plait.weights.safetensors_writer import write_model, write_safetensors
 from plait.weights.source import Source
 
 PLAIN = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-DTYPES = {"hf": tuple(PLAIN), "gguf": (*PLAIN, "q8_0"), "onnx": ("f32",)}  # what --dtype may ask for
+DTYPES = {"hf": tuple(PLAIN), "gguf": (*PLAIN, "q8_0"), "onnx": ("f32",), "plait": ("f32",)}  # what --dtype may ask for
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # llama_ftype of llama.cpp: what most of the matrices are
 # Files of a checkpoint's folder that say something beside its weights: the tokenizer's, generation's, those of sentence-transformers.
-BESIDE = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja", "[0-9]_*/config.json", "LICENSE*", "README.md")
+BESIDE = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja", "[0-9]_*/config.json", "LICENSE*", "README.md", MEMORY)
 
 
 class Opened:
     """A checkpoint with all that writing it again needs."""
 
-    def __init__(self, place: Path):
+    def __init__(self, place: Path, bits: int | None = None):
         if not is_checkpoint(place):
             arch = read_config(place)["arch"]
             raise InputError(
@@ -56,8 +58,7 @@ class Opened:
         if not gguf_of(place) and not (place / "config.json").is_file():
             raise InputError(f"{place}: is a checkpoint of neither layout that is written again: give a folder with config.json, or a GGUF")
         self.place = place
-        self.net, self.certificate, self.settings, self.raw = open_net(place)
-        self.source: Source = open_source(gguf_of(place) or place)
+        self.net, self.certificate, self.settings, self.raw = open_net(place, bits)
         self.page: ModuleType = next(page for page in models.PAGES.values() if type(self.settings) is page.Config)
 
     def describe(self, folder: Path, dtype: str | None) -> None:
@@ -75,7 +76,11 @@ class Opened:
 
     @property
     def from_gguf(self) -> bool:
-        return isinstance(self.source, GgufFile)
+        return gguf_of(self.place) is not None
+
+    @cached_property
+    def source(self) -> Source:
+        return open_source(gguf_of(self.place) or self.place)
 
     def rules(self) -> Any:
         return self.page.rules(self.settings) if hasattr(self.page, "rules") else self.page.RULES
@@ -93,30 +98,35 @@ class Opened:
 class Run:
     """A run of our own: its graphs can be written, its tensors have names in no other format."""
 
-    def __init__(self, place: Path):
-        self.place, self.net = place, open_run(place).net
+    def __init__(self, place: Path, bits: int | None = None):
+        self.place, self.net = place, open_run(place, bits=bits).net
 
     def describe(self, folder: Path, dtype: str | None) -> None:
         copy_beside(self.place, folder)
 
 
-def convert(place: Path, to: str, out: Path, dtype: str | None = None) -> dict[str, Any]:
+def convert(place: Path, to: str, out: Path, dtype: str | None = None, bits: int | None = None) -> dict[str, Any]:
     """Write a checkpoint to the new folder `out` (for a GGUF also a file ending in .gguf), whole or not at all.
 
     `to` is hf, gguf or onnx; the last is also for runs of our own. What is not asked to change is the file's bit for bit: tensors, packed
-    blocks, the keys of its config. Returns what was written. InputError says why a format cannot hold this model.
+    blocks, the keys of its config. Or it is plait, with `bits`: for `plait.load` alone, also of runs. Returns what was written. InputError
+    says why a format cannot hold this model.
     """
     single = to == "gguf" and out.suffix == ".gguf"
     if out.exists() and (single or not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: {'exists' if single else 'is not empty'}: choose another place, or remove it first")
     if dtype is not None and dtype not in DTYPES[to]:
         raise InputError(f"--dtype {dtype}: written with --to {to} are {choices(DTYPES[to])}")
-    opened: Any = Run(place) if to == "onnx" and not is_checkpoint(place) else Opened(place)
+    if (to == "plait") != (bits is not None):
+        raise InputError(f"--to {to}{f' --bits {bits}' * (bits is not None)}: --bits 8 or 4 goes with --to plait; give both, or neither")
+    opened: Any = (Run if to in ("onnx", "plait") and not is_checkpoint(place) else Opened)(place, bits)
+    if to != "plait" and any(isinstance(part, Quantised) for part in opened.net.modules()):
+        raise InputError(f"{place}: its matrices are in fewer bits already; --to {to} writes the model that it was made of")
     with beside(out) as made:
         if to == "gguf":
             kinds = to_gguf(opened, made / "model.gguf", dtype)
         else:
-            kinds = (write_hf if to == "hf" else write_onnx)(opened, made, dtype)
+            kinds = {"hf": write_hf, "onnx": write_onnx, "plait": write_small}[to](opened, made, dtype)
         if single:
             os.replace(made / "model.gguf", out)
         else:
@@ -192,6 +202,21 @@ def write_tokenizer(tokenizer: LoadedTokenizer, folder: Path) -> None:
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+
+
+# ---- fewer bits ----
+
+
+def write_small(opened: Opened | Run, folder: Path, dtype: str | None) -> Counter[str]:
+    """The tensors of a quantised model by our own names, and beside them what there is beside a checkpoint's or a run's weights."""
+    opened.describe(folder, "f32")
+    if isinstance(opened, Opened):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        # The settings themselves, since some are seen from names in a file of others, not from their config.json.
+        small = {"quant_method": "plait", "settings": asdict(opened.settings)}
+        _write_json(folder / "config.json", {**config, "quantization_config": small})
+    write_safetensors(folder / (SMALL if isinstance(opened, Opened) else WEIGHTS), table.stored(opened.net))
+    return Counter(kind for kind, _ in tensors_of(opened.net).values())
 
 
 # ---- ONNX ----

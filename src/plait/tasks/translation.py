@@ -1,6 +1,6 @@
 """Translation: one sequence in, another out, learned by teacher forcing and answered by beam search."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from plait.data.batches import Batch
 from plait.data.cleaning import regular
 from plait.generate.search import Hypothesis, gnmt
 from plait.tasks.objective import Loss
-from plait.tasks.sequences import Answer, Rewriter, padded, searched
+from plait.tasks.sequences import Rewriter, padded
 from plait.text.tokenizer import Tokenizer
 
 
@@ -78,8 +78,9 @@ class Translator(Rewriter):
         self.max_source: int = max_source
         self.max_target, self.extend = max_target, extend
 
-    def __call__(self, texts: Sequence[str], *, length_penalty: float = 0.6, **how: Any) -> list[Answer]:
-        return super().__call__(texts, length_penalty=length_penalty, **how)
+    @property
+    def shared(self) -> bool:
+        return self.source_tokenizer is self.target_tokenizer
 
     def fed(self, part: str) -> list[int]:
         return self.encode(part) if self.extend is None else self.encode(self.extend(regular(part)))[: self.max_source]
@@ -88,16 +89,13 @@ class Translator(Rewriter):
         """Ids of the text in the form that training saw: stripped, NFC, one line."""
         return self.source_tokenizer.encode(regular(text))
 
-    def search(self, rows: list[list[int]], beams: int, n_best: int, length_penalty: float) -> list[list[Hypothesis]]:
+    @property
+    def forbidden(self) -> list[int]:
+        """Ids that no answer holds."""
         tokenizer = self.target_tokenizer
-        return searched(
-            self.net,
-            rows,
-            start=tokenizer.bos_id,
-            end=tokenizer.eos_id,
-            max_length=self.max_target,
-            beams=beams,
-            n_best=n_best,
-            penalty=gnmt(length_penalty),
-            forbidden=sorted({tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id} - {None, tokenizer.eos_id}),
-        )
+        return sorted({id for id in (tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id) if id not in (None, tokenizer.eos_id)})
+
+    def search(self, rows: list[list[int]], *, length_penalty: float = 0.6, **how: Any) -> list[list[Hypothesis]]:
+        """As any other, unless told otherwise with the start, end, length and penalty that translations were trained for."""
+        own = dict(start=self.target_tokenizer.bos_id, end=self.target_tokenizer.eos_id, forbidden=self.forbidden)
+        return super().search(rows, **{**own, "max_length": self.max_target, "penalty": gnmt(length_penalty), **how})

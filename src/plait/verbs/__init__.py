@@ -49,7 +49,11 @@ VERBS = {
     "eval": Verb("plait.verbs.eval", "Eval", "Score a model on data with right answers (one JSON object on stdout)."),
     "inspect": Verb("plait.verbs.inspect", "Inspect", "Show what a model attends to: a page to explore (.html) or a heat map (.png)."),
     "check": Verb("plait.verbs.check", "Check", "Load released weights and print the certificate: what was claimed, tied and dropped."),
-    "convert": Verb("plait.verbs.convert", "Convert", "Write a model in another format: Hugging Face's folder, a GGUF or ONNX files."),
+    "convert": Verb(
+        "plait.verbs.convert",
+        "Convert",
+        "Write a model in another format: Hugging Face's folder, a GGUF or ONNX files; or in 8 or 4 bits, for Plait.",
+    ),
     "models": Verb("plait.verbs.models", "Models", "List the models there are, with their presets and parameter totals."),
     "data": Verb("plait.verbs.data", "Data", "List the built-in data sets, or write one of them as TSV."),
     "bench": Verb("plait.bench.verb", "Bench", "Time and score Plait against named peers, in turn, on this machine."),

@@ -19,7 +19,7 @@ from plait.weights.config import read as read_keys
 from plait.weights.config import write as write_keys
 from plait.weights.entries import Computed, Drop, Entry, Older, Prefix, Rule, Tie, computed, drop, older, prefix, rule, tie
 from plait.weights.rope import rope, ropes
-from plait.weights.source import Source
+from plait.weights.source import InBlocks, Source, Taker
 from plait.weights.steps import Shape, halves, permute, regroup, row, split, transpose, unstack
 
 # A page declares its table of tensors and its table of settings through this one module.
@@ -40,10 +40,13 @@ class Fill:
     shapes: tuple[tuple[Shape, ...], ...]
 
 
-def load(net: nn.Module, source: Source, rules: Iterable[Entry], *, dtype: torch.dtype | None = None) -> Certificate:
+def load(
+    net: nn.Module, source: Source, rules: Iterable[Entry], *, dtype: torch.dtype | None = None, taker: Taker | None = None
+) -> Certificate:
     """Fill every parameter (and stored buffer) of `net`, which may be on `meta`, from `source`: one tensor is in memory twice at most.
 
-    Values are kept as read, unless `dtype` converts those of floating point; a model on a device stays there.
+    Values are kept as read, unless `dtype` converts those of floating point; a model on a device stays there. What a `taker` takes is
+    not filled.
     Raises one `InputError` with all faults, before anything is filled, unless the table, the model and the file agree in every name,
     shape and tie.
     """
@@ -81,7 +84,7 @@ def load(net: nn.Module, source: Source, rules: Iterable[Entry], *, dtype: torch
     holders = _holders(net)
     dtypes: dict[str, int] = {}
     for name in order:
-        kept = _fill(holders, source, name, taken[name], slots, dtype)
+        kept = _fill(holders, source, name, taken[name], slots, dtype, taker)
         dtypes[kept] = dtypes.get(kept, 0) + 1
     numbers = sum(t.numel() for t in stored(net).values())
     cast = None if dtype is None or set(dtypes) == {_plain(dtype)} else _plain(dtype)
@@ -245,17 +248,29 @@ def _holders(net: nn.Module) -> Holders:
     return found
 
 
-def _fill(holders: Holders, source: Source, name: str, fill: Fill, slots: Mapping[str, Tensor], dtype: torch.dtype | None) -> str:
+def _fill(
+    holders: Holders,
+    source: Source,
+    name: str,
+    fill: Fill,
+    slots: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    taker: Taker | None,
+) -> str:
     """One tensor of the file into the model; a function of its own, so that nothing of it lives on when the next one is read."""
-    read = source.read(name)
-    if tuple(read.shape) != fill.shapes[0][0]:
-        raise InputError(f"{source.path}: {name} was announced as {_shape(fill.shapes[0][0])}, but {_shape(read.shape)} was read")
+    shape, kind = fill.shapes[0][0], None
+    if taker is not None and isinstance(source, InBlocks) and all(step.by_rows for step in fill.rule.steps):
+        kind = source.types[name] if taker.wants(fill.ours, source.types[name]) else None
+    read = source.read(name) if kind is None or not isinstance(source, InBlocks) else source.raw(name).view(*shape[:-1], -1)
+    if tuple(read.shape) != shape and kind is None:
+        raise InputError(f"{source.path}: {name} was announced as {_shape(shape)}, but {_shape(read.shape)} was read")
     parts: Sequence[Tensor] = [read]
     for step, after in zip(fill.rule.steps, fill.shapes[1:], strict=True):
         parts = step.apply(parts, after)
     for ours, part in zip(fill.ours, parts, strict=True):
-        _assign(holders, slots[ours], _own(part, dtype))
-    return _plain(read.dtype)
+        if taker is None or not taker.takes(ours, part, kind):
+            _assign(holders, slots[ours], _own(part, dtype))
+    return kind or _plain(read.dtype)
 
 
 def _own(t: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -1,8 +1,8 @@
 """What every reader of weights offers: names and shapes at once, a tensor when it is asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -19,6 +19,29 @@ class Source(Protocol):
 
     def read(self, name: str) -> Tensor:
         """One tensor: as it is stored, quantised ones as float32. Raises `InputError` where its bytes are not what the header says."""
+        ...
+
+
+@runtime_checkable
+class InBlocks(Protocol):
+    """A source whose quantised tensors can be had as they are stored."""
+
+    types: Mapping[str, str]  # of each tensor, by the format's names
+
+    def raw(self, name: str) -> Tensor:
+        """A tensor's bytes, uint8."""
+        ...
+
+
+class Taker(Protocol):
+    """Takes tensors as they are read, instead of a model's parameters, which stay as they were: small weights, one after another."""
+
+    def wants(self, ours: Sequence[str], kind: str) -> bool:
+        """Whether these parameters' rows are to be given as they are stored, in blocks of the type `kind`."""
+        ...
+
+    def takes(self, ours: str, rows: Tensor, kind: str | None) -> bool:
+        """Whether it has taken a parameter's values, or where there is a `kind` its blocks, uint8 [rows, bytes of a row]."""
         ...
 
 

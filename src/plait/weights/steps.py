@@ -12,6 +12,8 @@ Shape = tuple[int, ...]
 class Step:
     """One step of a rule. `apply` goes from a file's tensor to ours, `undo` back: undo(apply(parts)) has the bits of `parts`."""
 
+    by_rows = False  # whether it moves whole rows (what lies along the last axis), so that it works on packed ones too
+
     def apply(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> Sequence[Tensor]:
         """Tensors nearer to ours; `shapes` are the shapes wanted of them (a split reads its sizes there)."""
         raise NotImplementedError
@@ -79,6 +81,7 @@ class Regroup(Step):
 
     grid: tuple[int, ...]
     order: tuple[int, ...]
+    by_rows = True
 
     def apply(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> Sequence[Tensor]:
         return [_regrouped(t, self.grid, self.order) for t in parts]

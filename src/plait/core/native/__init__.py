@@ -74,7 +74,8 @@ def build(name: str, at: str) -> Path:
     try:
         version = _run([*compiler, "--version"])
         flags = [*FLAGS, *LEVELS[at][1]]
-        text = "\n".join([source.read_text("utf-8"), version, *compiler, *flags, platform.machine(), torch.__version__])
+        texts = [file.read_text("utf-8") for file in (source, *sorted(source.parent.glob("*.h")))]
+        text = "\n".join([*texts, version, *compiler, *flags, platform.machine(), torch.__version__])
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         path = cache_dir() / "native" / f"{name}-{at}-{key}{sysconfig.get_config_var('SHLIB_SUFFIX')}"
         if not path.exists():
