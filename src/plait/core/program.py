@@ -23,7 +23,7 @@ from plait.errors import InputError
 if TYPE_CHECKING:
     from plait.core.model import Tower
 
-FEW, MANY = 4, 128  # rows up to which a program is faster than the modules, with weights in float32 and in codes (docs/log.md)
+FEW, MANY = 16, 128  # rows up to which a program is faster than the modules, with weights in float32 and in codes (docs/log.md)
 
 
 class Sight(ctypes.Structure):
