@@ -35,7 +35,8 @@ def figures(
         answer, seconds = turns[-1]["answer"], [turn["seconds"] for turn in turns]
         first = told[next(iter(kept))][-1]["answer"]
         tokens = case.rows * prompt if case.reads else sum(map(len, answer))
-        steps = limit and limit["seconds"](ENTRANTS[name].size)
+        whole = 1.0 if case.reads else tokens / (case.rows * case.new)  # an answer may end before
+        steps = limit and limit["seconds"](ENTRANTS[name].size) * whole
         rows[name] = {
             "what": ENTRANTS[name].what,
             "bits": ENTRANTS[name].bits,

@@ -13,9 +13,10 @@ from plait.generate.sampling import Draws
 from plait.generate.search import Hypothesis, mean, search
 from plait.generate.speculative import Draft, Lookup, Reader, Smaller, speculating
 from plait.generate.text import before, texts_of
-from plait.hub.decoding import OPTIONS, Decoding, ends_of, filters_of, forbidden, language_settings, rules_of, settings_of
+from plait.hub.decoding import OPTIONS, Decoding
 from plait.hub.grammars import grammar_of
 from plait.hub.ready import Parts, Ready, Row, vocabulary
+from plait.hub.settings import ends_of, filters_of, forbidden, language_settings, rules_of, settings_of
 from plait.tasks.likelihood import Likelihood, likelihood
 from plait.tasks.sequences import Answer
 from plait.text.chat import render_chat

@@ -6,9 +6,9 @@ from functools import cached_property
 from typing import Any
 
 from plait.generate.layout import ROWS
-from plait.hub.decoding import settings_of
 from plait.hub.ready import Parts, Ready
 from plait.hub.sequences import Sequences
+from plait.hub.settings import settings_of
 from plait.tasks.sequences import Rewriter
 
 LANGUAGE = re.compile(r">>.*?<<\s*", re.DOTALL)  # the target language, before a text for a Marian model of several

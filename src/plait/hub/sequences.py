@@ -9,9 +9,10 @@ from plait.errors import InputError
 from plait.generate.beams import Penalty
 from plait.generate.search import mean
 from plait.generate.text import texts_of
-from plait.hub.decoding import BEAMS, OPTIONS, SETTINGS, Decoding, filters_of, search_options
+from plait.hub.decoding import BEAMS, OPTIONS, Decoding
 from plait.hub.grammars import grammar_of
 from plait.hub.ready import Row, row_faults, texts_given, vocabulary
+from plait.hub.settings import SETTINGS, filters_of, search_options
 from plait.tasks.sequences import Answer, Rewriter
 from plait.text.tokenizer import Tokenizer
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include "vectors.h"
 
+enum { AHEAD = 4096 }; /* bytes of weights that are fetched before they are needed */
 enum { GROUP = 32, TILE = 4, NEAR = 16 }; /* TILE: rows of x whose sums stay in registers; NEAR: rows that stay in the first cache */
 #if defined(__AVX512VNNI__)
 enum { ABOVE = 128 }; /* the instruction takes unsigned bytes: 8-bit weights are moved up, and the sum of x is taken off */
@@ -97,6 +98,8 @@ INLINE void tile(const int m, const int bits, const uint8_t *w, const uint16_t *
   v8f acc[TILE];
   for (int i = 0; i < m; i++) acc[i] = none;
   for (int64_t g = 0; g < x->groups; g++, scale += LANES) {
+    if (m == 1) /* one row of x: weights are all that is read, from memory */
+      for (int v = 0; v < bits; v += 2) __builtin_prefetch(w + 32 * v + AHEAD);
     v8f d = halves(scale), part[TILE];
     if (x->rounded) {
       v8i dot[TILE];
