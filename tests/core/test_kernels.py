@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from plait.core import kernels
 from plait.core.kernels import Lowered, reference, sdpa
 from plait.core.masks import Blocks, Window, causal
 from plait.core.stream import Places
