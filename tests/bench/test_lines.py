@@ -8,7 +8,8 @@ ANSWERING, ALL = 3900, 6400  # lines of whole files: from text to token, and wit
 def test_the_way_through_gpt2_is_no_longer_than_it_was():
     found = {f.name.replace("\\", "/"): f for f in passed()}
     assert {"models/gpt2.py", "core/attention.py", "hub/languages.py", "weights/rules.py"} <= found.keys()
-    assert found["core/attention.py"].answering > 10 and not found["weights/rules.py"].answering and found["weights/rules.py"].opening > 50
+    steps = [found[name].answering for name in ("core/attention.py", "core/program.py") if name in found]  # modules, or their program
+    assert max(steps) > 10 and not found["weights/rules.py"].answering and found["weights/rules.py"].opening > 50
     assert not any(name.startswith(("train/", "data/", "bench/")) or name == "models/bert.py" for name in found)
     assert sum(f.lines for f in found.values() if f.answering) <= ANSWERING
     assert sum(f.lines for f in found.values()) <= ALL
