@@ -22,6 +22,10 @@ def test_runs_answer_with_the_same_scores_alone_and_together(run):
         assert [(a.text, a.score) for a in alone] == [(a.text, a.score) for a in together]
 
 
+def test_an_ensemble_is_as_exact_as_its_members(run):
+    assert library.load([run, run], exact=True).net.exact and not library.load([run, run]).net.exact
+
+
 @pytest.mark.parametrize("bits", [None, 8, 4])
 def test_language_models(peer_of, tmp_path, bits):
     peer_of("gpt2").save_pretrained(tmp_path)

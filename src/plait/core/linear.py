@@ -1,6 +1,5 @@
 """The one weight matrix of the library: every projection is a `Linear`, so that passes (LoRA, int8, sharding) meet it here."""
 
-import ctypes
 from collections.abc import Sequence
 
 import torch
@@ -67,20 +66,18 @@ class Fixed(Multiplied):
     def __init__(self, weight: Tensor):
         """ValueError where there is no such product."""
         here = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous() and not weight.is_inference()
-        library = native.library("product") if here else None
-        if library is None:
+        product = native.product() if here else None
+        if product is None:
             how = ", made in inference mode" if weight.is_inference() else ""
             raise ValueError(f"weights in {weight.dtype} on {weight.device}{how} have no product of one order")
         super().__init__(weight)
-        self.tensor, self.product = weight.detach(), library.plait_float_product
-        self.product.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3, ctypes.c_int]
-        self.product.restype = None
+        self.tensor, self.product = weight.detach(), product
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         (d_out, d_in), x = self.tensor.shape, x.contiguous()
         y = x.new_empty(*x.shape[:-1], d_out)
-        pointers = [None if t is None else t.data_ptr() for t in (self.tensor, bias, x, y)]
-        self.product(*pointers, x.numel() // d_in, d_in, d_out, torch.get_num_threads())
+        pointers = [None if t is None else t.data_ptr() for t in (self.tensor, None, None, bias, x, y)]
+        self.product(*pointers, x.numel() // d_in, d_in, d_out, 32, False, torch.get_num_threads())
         return y
 
 

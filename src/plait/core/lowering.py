@@ -59,7 +59,7 @@ class Lowering:
         self.scratch: dict[tuple[str, int], int] = {}
         self.tensors: list[Tensor] = []  # what operations point to
         self.attentions: list[tuple[tuple, Attention, int]] = []  # path, step, which of the sights
-        self.sights: dict[tuple, tuple[tuple, Attention]] = {}  # who sees what, the same for all attentions of a kind: one of them
+        self.sights: dict[tuple, Attention] = {}  # who sees what, the same for all attentions of a kind: one of them
         self.rotaries: list[Rotary] = []
         self.buffer("stream", d_model)
         known(blocks, Stack)
@@ -173,7 +173,7 @@ class Lowering:
         heads, kv_heads = width // step.d_head, kv_width // step.d_head
         q, k, v = self.buffer("q", width), self.buffer("k", kv_width), self.buffer("v", kv_width)
         sight = (getattr(step, "source", None), step.mask, id(step.score_bias))
-        self.sights.setdefault(sight, (path, step))
+        self.sights.setdefault(sight, step)
         about: dict[str, Any] = dict(d_in=step.d_head, heads=heads, kv_heads=kv_heads, attention=len(self.attentions))
         about["sight"] = list(self.sights).index(sight)
         self.attentions.append((path, step, about["sight"]))

@@ -23,6 +23,7 @@ from plait.errors import InputError
 if TYPE_CHECKING:
     from plait.core.model import Tower
 
+BUFFERS = 32  # as in step.c
 FEW, MANY = 16, 128  # rows up to which a program is faster than the modules, with weights in float32 and in codes (docs/log.md)
 
 
@@ -61,6 +62,8 @@ class Program:
         made = Lowering(name, d_model, tower.blocks, tower.norm)
         if (library := _library()) is None:
             raise CannotLower("no native library to run it")
+        if len(made.widths) > BUFFERS:
+            raise CannotLower(f"layers of so many widths that {len(made.widths)} buffers are needed; a program has {BUFFERS}")
         self.library, self.tensors, self.ops = library, made.tensors, (Op * len(made.ops))(*made.ops)
         self.rows = MANY if all(op.bits != 32 for op in made.ops if op.kind == MULTIPLY) else FEW
         self.widths = (ctypes.c_int64 * len(made.widths))(*made.widths)
@@ -91,8 +94,8 @@ class Program:
         if call.cache is not None:
             call.cache.written = True
         sights = (Sight * max(1, len(self.sights)))()
-        for sight, (path, step) in zip(sights, self.sights, strict=False):
-            self.see(sight, step, self.places(path, step, length, call), rows, call, held)
+        for sight, step in zip(sights, self.sights, strict=False):
+            self.see(sight, step, self.places(step, length, call), rows, call, held)
         about.slots = max((sight.slots for sight in sights), default=0)
         if (room := self.library.plait_room(ctypes.byref(about))) > len(self.arena):
             self.arena = torch.empty(room)
@@ -128,7 +131,7 @@ class Program:
                 at.keys, at.values = (start + 4 * rows * length * self.starts[part, width] for part in "kv")
                 self.given[i] = None
 
-    def places(self, path: tuple, step: Any, length: int, call: Call) -> Places:
+    def places(self, step: Any, length: int, call: Call) -> Places:
         if isinstance(step, CrossAttention):
             return call.memories[step.source].places
         if (cache := call.cache) is None:

@@ -5,9 +5,6 @@ Values stand in groups of 32 along a row, each group with a scale in float16. In
 These are the numbers of the GGUF types Q8_0, Q4_1 and Q4_0, in another order.
 """
 
-import ctypes
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -265,13 +262,7 @@ def in_torch(x: Tensor, codes: Tensor, scale: Tensor, least: Tensor | None, bias
     return y if bias is None else y + bias
 
 
-@cache
-def _native() -> Callable[..., int] | None:
-    if (library := native.library("product")) is None:
-        return None
-    call = library.plait_product
-    call.argtypes = [*[ctypes.c_void_p] * 6, *[ctypes.c_int64] * 3, *[ctypes.c_int] * 3]
-    return call
+_native = native.product
 
 
 def _product(x: Tensor, codes: Tensor, scale: Tensor, least: Tensor | None, bias: Tensor | None, d_out: int, rounding: bool) -> Tensor:

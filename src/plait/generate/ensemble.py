@@ -74,7 +74,7 @@ def ensemble(nets: Sequence[Model], decoder: str = "decoder", head: str = "lm") 
     for name, tower in towers.items():
         tower.sources = {other: side.widths for other, side in towers.items() if other != name}
     model = Model({head: MeanScores([net.heads[head] for net in nets], towers[decoder].widths)}, **towers)
-    model.kernel = nets[0].kernel
+    model.kernel, model.exact = nets[0].kernel, all(net.exact for net in nets)
     return model.train(nets[0].training)
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sysconfig
 import tempfile
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -60,6 +61,15 @@ def library(name: str) -> ctypes.CDLL | None:
     except (CannotBuild, OSError) as why:
         warnings.warn(f"no native kernels, torch does their work, slower: {why}. {SWITCH}=off leaves this line out", RuntimeWarning)
         return None
+
+
+@cache
+def product() -> Callable[..., int] | None:
+    """`plait_product` of product.c, or None."""
+    if (found := library("product")) is None:
+        return None
+    found.plait_product.argtypes = [*[ctypes.c_void_p] * 6, *[ctypes.c_int64] * 3, *[ctypes.c_int] * 3]
+    return found.plait_product
 
 
 def described(name: str) -> str:

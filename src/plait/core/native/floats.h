@@ -26,7 +26,7 @@ INLINE void tile_float(const int m, const int r, const float *w, const float *x,
     for (int j = 0; j < r; j++) out[i * LANES + j] = across_wide(acc[i][j]) + rest[i][j];
 }
 
-enum { FLOAT_ROWS = 4, FLOAT_COLUMNS = WIDE == 16 ? 4 : 2 };
+enum { FLOAT_COLUMNS = WIDE == 16 ? 4 : 2 }; /* rows of W at a time, so that all sums stay in registers */
 
 static void tiles_float(int m, int many, const float *w, const float *x, int64_t x_stride, int64_t d_in, float *out) {
   int j = 0;

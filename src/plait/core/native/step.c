@@ -1,9 +1,10 @@
 /* A tower's blocks as one program: a list of operations over buffers of float32 rows, run by threads that meet only where one needs what
    another made. core/program.py writes the list from the module tree; nothing here knows a model. */
 #include <time.h>
-#include "codes.h"
-#include "floats.h"
+#include "attention.h"
+#include "matrix.h"
 
+enum { BUFFERS = 32 }; /* as in core/program.py */
 enum { NORM, PREPARE, ADD, PLACE, MULTIPLY, ATTEND }; /* kinds of operations, as in core/program.py */
 
 /* `from`, `to`, `other`: buffers by number, -1 none. Every row of a buffer is counted up to whole vectors of eight. */
@@ -22,20 +23,6 @@ typedef struct {
   const void *weight, *bias, *scales, *least; /* float32 (bias, gains, a matrix of 32 bits), else as `plait_product` has them */
 } Op;
 
-/* Who sees what: the same for all attentions of a kind. Strides count entries of `seen` or `bias`. */
-typedef struct {
-  int64_t slots;  /* S, this pass's counted */
-  int64_t start;  /* slot where this pass's keys and values are put; -1: they are there */
-  int64_t fold;   /* rows that read the same source */
-  int64_t causal; /* a query sees slots up to its own, which is among the last L */
-  int64_t by_source, by_head, by_query, by_slot;
-  const uint8_t *seen; /* NULL, or which are seen */
-  const float *bias;   /* NULL, or what is added to scores; -inf where nothing is seen */
-} Sight;
-
-/* Keys and values [sources, G, S, K] of one attention; strides of both in floats. */
-typedef struct { int64_t by_source, by_head, by_slot; float *keys, *values; } Keys;
-
 typedef struct { int64_t by_row, by_entry; const float *cos, *sin; } Turn; /* [B or 1, L, d_rotary / 2] */
 
 typedef struct {
@@ -48,8 +35,6 @@ typedef struct {
   const int64_t *widths;           /* of the buffers */
   double *spent;                   /* NULL, or seconds of each operation */
 } Pass;
-
-INLINE int64_t up(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
 static double now(void) {
   struct timespec t;
@@ -117,93 +102,10 @@ static void place(const Op *op, const Keys *at, int64_t start, const Turn *by, i
   }
 }
 
-/* ---- attention of one query ---- */
-
-/* q times each of eight keys. A sum's order is its own, whichever lane it stands in. */
-INLINE v8f dots(const float *q, const float *const *keys, int64_t d) {
-  v8f sum[LANES];
-  int64_t k = 0;
-  for (int i = 0; i < LANES; i++) sum[i] = all8(0);
-  for (; k + LANES <= d; k += LANES) {
-    v8f part = load8(q + k);
-    for (int i = 0; i < LANES; i++) sum[i] += part * load8(keys[i] + k);
-  }
-  v8f rest = all8(0);
-  for (; k < d; k++)
-    for (int i = 0; i < LANES; i++) rest[i] += q[k] * keys[i][k];
-  return across_each(sum) + rest;
-}
-
-/* o[0..n*8] = sum of p[j] times the row at[j] of v; n is a constant where this is called. */
-INLINE void mix(const int n, const float *p, const int32_t *at, int64_t count, const float *v, int64_t by_slot, float *o) {
-  v8f acc[8];
-  for (int i = 0; i < n; i++) acc[i] = all8(0);
-  for (int64_t j = 0; j < count; j++) {
-    const float *row = v + (at ? at[j] : j) * by_slot;
-    for (int i = 0; i < n; i++) acc[i] += p[j] * load8(row + i * LANES);
-  }
-  for (int i = 0; i < n; i++) store8(o + i * LANES, acc[i]);
-}
-
-/* `p` and `at` have room for all slots. Only what is seen takes part, in the order of slots, so padding changes no bit. */
-static void attend(const Op *op, const Keys *in, const Sight *sight, int64_t source, int64_t h, int64_t l, int64_t last, const float *q,
-                   float *o, float *p, int32_t *at) {
-  int64_t d = op->d_in, base = source * in->by_source + h / (op->heads / op->kv_heads) * in->by_head;
-  int64_t most = sight->slots, count = 0;
-  if (sight->causal) most -= last - l;
-  int64_t mask = source * sight->by_source + h * sight->by_head + l * sight->by_query;
-  const float *keys = in->keys + base, *bias = sight->bias ? sight->bias + mask : NULL;
-  if (!sight->seen && !bias) {
-    at = NULL;
-    count = most;
-  } else
-    for (int64_t s = 0; s < most; s++) {
-      at[count] = (int32_t)s;
-      count += sight->seen ? sight->seen[mask + s * sight->by_slot] : bias[s * sight->by_slot] != -INFINITY;
-    }
-  float scale = (float)op->scale, largest = -INFINITY;
-  for (int64_t j = 0; j < count; j += LANES) { /* eight keys at a time: their sums go across together */
-    const float *k[LANES];
-    for (int i = 0; i < LANES; i++) {
-      int64_t s = j + i < count ? j + i : count - 1;
-      k[i] = keys + (at ? at[s] : s) * in->by_slot;
-    }
-    v8f found = dots(q, k, d) * scale;
-    if (bias)
-      for (int i = 0; i < LANES && j + i < count; i++) found[i] += bias[at[j + i] * sight->by_slot];
-    store8(p + j, found);
-  }
-  for (int64_t j = 0; j < count; j++)
-    if (!(p[j] <= largest)) largest = p[j];
-  for (int64_t j = count; j < up(count); j++) p[j] = -INFINITY;
-  v8f sum = {0};
-  for (int64_t j = 0; j < count; j += LANES) {
-    v8f e = exp8(load8(p + j) - largest);
-    store8(p + j, e);
-    sum += e;
-  }
-  float rate = count ? 1.0f / across(sum) : 0; /* who sees nothing gets zeros */
-  for (int64_t j = 0; j < up(count); j += LANES) store8(p + j, load8(p + j) * rate);
-  const float *values = in->values + base;
-  int64_t k = 0;
-  for (; k + 64 <= d; k += 64) mix(8, p, at, count, values + k, in->by_slot, o + k);
-  for (; k + 32 <= d; k += 32) mix(4, p, at, count, values + k, in->by_slot, o + k);
-  for (; k + 8 <= d; k += 8) mix(1, p, at, count, values + k, in->by_slot, o + k);
-  for (; k < d; k++) {
-    o[k] = 0;
-    for (int64_t j = 0; j < count; j++) o[k] += p[j] * values[(at ? at[j] : j) * in->by_slot + k];
-  }
-}
-
 /* ---- the program ---- */
 
-/* Eight outputs of m rows: bias, activation, addition, and away. */
-INLINE void finish(const Op *op, int64_t first, int64_t many, v8f y, float *to, const float *other) {
-  if (op->bias) {
-    float add[LANES] = {0};
-    memcpy(add, (const float *)op->bias + first, many * sizeof(float));
-    y += load8(add);
-  }
+/* Eight outputs of a row: activation, addition, and away. */
+INLINE void finish(const Op *op, int64_t first, v8f y, float *to, const float *other) {
   if (other) y *= activated((int)op->activation, load8(other + first));
   else if (op->activation) y = activated((int)op->activation, y);
   if (op->add) y = load8(to + first) + y;
@@ -211,26 +113,18 @@ INLINE void finish(const Op *op, int64_t first, int64_t many, v8f y, float *to, 
 }
 
 static void multiply(const Op *op, const Rows *x, const float *from, int64_t from_stride, float *to, const float *other, int64_t rows) {
+  Matrix w = {op->weight, op->scales, op->least, op->bias, op->d_in, op->d_out, op->bits};
   int64_t blocks = up(op->d_out) / LANES, stride = up(op->d_out);
   for (int64_t begin = 0; begin < rows; begin += NEAR) {
     int64_t end = rows - begin < NEAR ? rows : begin + NEAR;
 #pragma omp for schedule(static) nowait
-    for (int64_t b = 0; b < blocks; b++) {
-      int64_t first = b * LANES, many = op->d_out - first < LANES ? op->d_out - first : LANES;
+    for (int64_t b = 0; b < blocks; b++)
       for (int64_t at = begin; at < end; at += TILE) {
         int m = end - at < TILE ? (int)(end - at) : TILE;
         v8f out[TILE] = {{0}};
-        if (op->bits == 32)
-          tiles_float(m, (int)many, (const float *)op->weight + first * op->d_in, from + at * from_stride, from_stride, op->d_in,
-                      (float *)out);
-        else {
-          const uint16_t *least = op->least ? (const uint16_t *)op->least + first * x->groups : NULL;
-          const uint8_t *codes = (const uint8_t *)op->weight + first * x->groups * op->bits * 4;
-          (op->bits == 8 ? tiles8 : tiles4)(m, codes, (const uint16_t *)op->scales + first * x->groups, least, x, at, out);
-        }
-        for (int i = 0; i < m; i++) finish(op, first, many, out[i], to + (at + i) * stride, other ? other + (at + i) * stride : NULL);
+        eight(&w, x, from, from_stride, b * LANES, at, m, out);
+        for (int i = 0; i < m; i++) finish(op, b * LANES, out[i], to + (at + i) * stride, other ? other + (at + i) * stride : NULL);
       }
-    }
   }
 }
 
@@ -243,7 +137,7 @@ int64_t plait_room(const Pass *pass) {
 
 void plait_run(const Pass *pass, const Op *ops, int64_t n, const Keys *attentions, const Sight *sights, const Turn *turns) {
   int64_t L = pass->entries, rows = pass->rows * L, D = pass->d_model, room = rows * ((pass->widest + GROUP - 1) / GROUP);
-  float *buffer[32], *next = pass->arena;
+  float *buffer[BUFFERS], *next = pass->arena;
   for (int64_t i = 0; i < pass->buffers; i++) {
     buffer[i] = next;
     next += rows * up(pass->widths[i]);
@@ -312,9 +206,9 @@ void plait_run(const Pass *pass, const Op *ops, int64_t n, const Keys *attention
         for (int64_t task = 0; task < pass->rows / fold * op->heads; task++) {
           int64_t source = task / op->heads, h = task % op->heads;
           for (int64_t i = 0; i < each; i++) {
-            int64_t row = source * each + i;
-            attend(op, keys, sight, source, h, i % L, L - 1, from + row * from_stride + h * op->d_in, to + row * to_stride + h * op->d_in,
-                   p, seen);
+            int64_t row = source * each + i, place = h * op->d_in;
+            Query of = {source, h, h / (op->heads / op->kv_heads), i % L, L - 1 - i % L, op->d_in, (float)op->scale};
+            attend(keys, sight, &of, from + row * from_stride + place, to + row * to_stride + place, p, seen);
           }
         }
       }

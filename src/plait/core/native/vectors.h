@@ -24,6 +24,7 @@ enum { WIDE = 8 };
 typedef v8f wide;
 #endif
 
+INLINE int64_t up(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 INLINE v8f load8(const float *p) { v8f v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store8(float *p, v8f v) { memcpy(p, &v, sizeof v); }
 INLINE wide load_wide(const float *p) { wide v; memcpy(&v, p, sizeof v); return v; }
