@@ -6,7 +6,6 @@ import torch
 from torch.testing import assert_close
 
 from plait.core.stream import Stream
-from plait.data.batches import BatchOrder
 from plait.data.corpus import Corpus, Flat
 from plait.data.report import Report
 from plait.generate.greedy import continued
@@ -15,8 +14,9 @@ from plait.inspect.record import record
 from plait.tasks.objective import Loss
 from plait.tasks.translation import TeacherForcing
 from plait.train.log import Reporter
-from plait.train.loop import Budget, Interrupted, Settings, Trainer
+from plait.train.loop import Interrupted, Trainer
 from plait.train.recipes import Recipe
+from plait.train.state import Budget, Settings
 
 START, END, VOCAB = 1, 2, 29
 RECIPES = {
@@ -49,19 +49,12 @@ class NextSymbol(TeacherForcing):
 
 def trainer(net, ends, folder, optimizer, schedule, accumulate=1) -> Trainer:
     data = corpus()
-    order = BatchOrder(data.lengths, 150)
-
-    def stream(epoch, position):
-        for epoch, position, rows in order.stream(epoch, position):
-            yield epoch, position + 1, data.batch(rows)
-
     return Trainer(
         net,
         TeacherForcing(0.1) if ends.two else NextSymbol(ends),
         optimizer,
         schedule,
-        stream,
-        lambda epoch: len(order.batches(epoch)),
+        data.feed(150),
         [data.batch(np.arange(20))],
         Budget(steps=STEPS),
         Settings(evaluations=1, save_seconds=1e9, accumulate=accumulate),

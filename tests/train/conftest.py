@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from plait.data.batches import BatchOrder
 from plait.data.corpus import Corpus, Flat
 from plait.data.report import Report
 from plait.models import build
 from plait.tasks.translation import TeacherForcing
 from plait.train.log import Reporter
-from plait.train.loop import Budget, Settings, Trainer
+from plait.train.loop import Trainer
 from plait.train.optimizers import Adam, Muon, Together, inner_matrices, others
 from plait.train.schedules import linear_decay
+from plait.train.state import Budget, Settings
 
 VOCAB = 12
 SIZE = dict(source_vocab=VOCAB, target_vocab=VOCAB, d_model=16, n_heads=2, n_layers=1, d_ff=32)
@@ -28,14 +28,6 @@ def corpus_of(rows: list[tuple[list[int], list[int]]]) -> Corpus:
 def random_rows(n: int, seed: int = 0) -> list[tuple[list[int], list[int]]]:
     draw = np.random.default_rng(seed)
     return [tuple(draw.integers(4, VOCAB, draw.integers(1, 7)).tolist() for _ in range(2)) for _ in range(n)]  # type: ignore[misc]
-
-
-def stream_of(corpus: Corpus, order: BatchOrder):
-    def stream(epoch: int, position: int):
-        for epoch, position, rows in order.stream(epoch, position):
-            yield epoch, position + 1, corpus.batch(rows)
-
-    return stream
 
 
 def muon_and_adam(net) -> Together:
@@ -51,14 +43,12 @@ def toy():
         torch.manual_seed(how.get("seed", 0))
         net = build(how.get("arch", "modern"), {**SIZE, "dropout": how.get("dropout", 0.2)}).to(how.get("dtype", torch.float32))
         corpus = corpus_of(how.get("rows") or random_rows(60))
-        order = BatchOrder(corpus.lengths, how.get("tokens", 120), seed=0)
         return Trainer(
             net,
             TeacherForcing(0.1),
             how.get("optimizer", muon_and_adam)(net),
             how.get("schedule") or linear_decay(3),
-            stream_of(corpus, order),
-            lambda epoch: len(order.batches(epoch)),
+            corpus.feed(how.get("tokens", 120)),
             how.get("valid") or [corpus_of(random_rows(9, 1)).batch(np.arange(9))],
             budget or Budget(steps=12),
             settings or Settings(evaluations=4, save_seconds=1e9),
@@ -74,7 +64,7 @@ def before_step():
     """before_step(trainer, n, act): `act()` runs when the batch of step n (counted from 1) is about to be handed out."""
 
     def put(trainer: Trainer, n: int, act) -> Trainer:
-        stream = trainer.stream
+        stream = trainer.feed.stream
 
         def watched(epoch: int, position: int):
             for item in stream(epoch, position):
@@ -82,7 +72,7 @@ def before_step():
                     act()
                 yield item
 
-        trainer.stream = watched
+        trainer.feed.stream = watched
         return trainer
 
     return put

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from plait.data.batches import BatchOrder
 from plait.data.corpus import Corpus
 from plait.data.pairs import Pair
 from plait.models import build
 from plait.tasks.translation import TeacherForcing, Translator
 from plait.text.training import train_tokenizer
 from plait.train.log import Reporter
-from plait.train.loop import Budget, Settings, Trainer
+from plait.train.loop import Trainer
 from plait.train.optimizers import Adam, Muon, Together, inner_matrices, others
 from plait.train.schedules import linear_decay
+from plait.train.state import Budget, Settings
 
 LENGTH, LETTERS = 20, "abcdefgh"
 BATCH, STEPS = 12, 500
@@ -32,12 +32,6 @@ def test_is_learned_to_the_last_symbol(task, tmp_path):
     assert not set(train) & {*valid, *test}
     tokenizer = train_tokenizer("characters", [LETTERS])
     corpus, held = (Corpus.encode([Pair(t, answer(t)) for t in part], tokenizer, tokenizer) for part in (train, valid))
-    order = BatchOrder(corpus.lengths, BATCH * (2 * LENGTH + 1))
-
-    def stream(epoch: int, position: int):
-        for epoch, position, rows in order.stream(epoch, position):
-            yield epoch, position + 1, corpus.batch(rows)
-
     torch.manual_seed(0)
     shape = dict(d_model=32, n_heads=4, n_layers=1, d_ff=64, dropout=0.0, residual="pre")
     net = build("vaswani", dict(source_vocab=tokenizer.vocab_size, target_vocab=tokenizer.vocab_size, **shape))
@@ -48,8 +42,7 @@ def test_is_learned_to_the_last_symbol(task, tmp_path):
         TeacherForcing(0.0),
         optimizer,
         linear_decay(10, hold=0.4),
-        stream,
-        lambda epoch: len(order.batches(epoch)),
+        corpus.feed(BATCH * (2 * LENGTH + 1)),
         [held.batch(np.arange(len(held)))],
         Budget(steps=STEPS),
         Settings(evaluations=2),

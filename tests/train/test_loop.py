@@ -12,8 +12,8 @@ from torch.testing import assert_close
 from plait.core.stream import Stream
 from plait.errors import InputError
 from plait.train.checkpoints import read_tensors
-from plait.train.loop import Budget, Settings
 from plait.train.optimizers import Adam, Together
+from plait.train.state import Budget, Settings
 
 EXACT = dict(rtol=0, atol=1e-12)
 
@@ -25,7 +25,7 @@ def test_accumulated_is_the_full_batch(arch, parts, toy, tmp_path):
     ends = []
     for k in (1, parts):
         trainer = toy(tmp_path / str(k), Budget(steps=3), Settings(accumulate=k), arch=arch, dropout=0.0, dtype=torch.float64)
-        batch = next(trainer.stream(0, 0))[2]
+        batch = next(trainer.feed.stream(0, 0))[2]
         assert len(batch) > 5 and len(trainer.objective.parts(batch, k)) == min(k, len(batch))
         trainer.step(batch)
         grads = {name: p.grad.clone() for name, p in trainer.net.named_parameters()}
@@ -49,7 +49,7 @@ def plain_adam(net):
 def test_the_gradient_is_the_mean_over_tokens_and_clipped(clip, toy, tmp_path):
     settings = Settings(clip=clip)
     trainer = toy(tmp_path, settings=settings, dropout=0.0, dtype=torch.float64, optimizer=plain_adam)
-    batch = next(trainer.stream(0, 0))[2]
+    batch = next(trainer.feed.stream(0, 0))[2]
     net = trainer.net
     hidden = net(encoder=Stream(batch.source, real=batch.source_real), decoder=Stream(batch.target_in, real=batch.target_real))
     logits = net.heads["lm"](hidden["decoder"].x)[batch.target_real]
@@ -66,7 +66,7 @@ def test_the_gradient_is_the_mean_over_tokens_and_clipped(clip, toy, tmp_path):
 def test_the_validation_loss_is_the_mean_over_all_tokens(toy, tmp_path):
     """Nats a token over batches of different sizes, without dropout or smoothing, against log-softmax row by row."""
     one = toy(tmp_path / "a", dtype=torch.float64, dropout=0.5)
-    rows = [next(iter(one.stream(0, at)))[2] for at in (0, 1)]
+    rows = [next(iter(one.feed.stream(0, at)))[2] for at in (0, 1)]
     trainer = toy(tmp_path / "b", dtype=torch.float64, dropout=0.5, valid=[rows[0], rows[1], one.valid[0]])
     trainer.net.train()
     found = trainer.valid_loss()
@@ -130,7 +130,7 @@ def test_patience_stops_and_the_best_is_kept(toy, tmp_path):
     rows = trainer.metrics.rows()
     assert [row["valid_loss"] for row in rows] == [3.0, 2.0, 2.5, 2.0, 2.1]  # a draw is no better; and no sixth
     assert (state.best, state.best_step, state.stale, state.finished) == (2.0, rows[1]["step"], 3, True)
-    best, note = read_tensors(trainer.folder / "best.safetensors")
+    best, note = read_tensors(trainer.keeper.folder / "best.safetensors")
     assert note["step"] == state.best_step
     assert all(torch.equal(best[name], t) for name, t in kept[state.best_step].items())
     assert any(not torch.equal(best[name], t) for name, t in trainer.net.state_dict().items())
@@ -145,7 +145,7 @@ def test_without_patience_all_is_trained(toy, tmp_path):
 def test_the_average_is_the_mean_of_the_last_evaluations(n, toy, tmp_path):
     trainer = toy(tmp_path, Budget(steps=8), Settings(evaluations=4, average=n))
     trainer.fit()
-    files = sorted(trainer.folder.glob("step-*.safetensors"))
+    files = sorted(trainer.keeper.folder.glob("step-*.safetensors"))
     assert [int(f.stem.removeprefix("step-")) for f in files] == [3, 5, 7, 8][-n:]
     found = trainer.averaged()
     parts = [read_tensors(f)[0] for f in files]
@@ -159,7 +159,7 @@ def test_the_average_is_the_mean_of_the_last_evaluations(n, toy, tmp_path):
 def test_without_averaging_nothing_is_kept_for_it(toy, tmp_path):
     trainer = toy(tmp_path, Budget(steps=4))
     trainer.fit()
-    assert trainer.averaged() is None and not list(trainer.folder.glob("step-*"))
+    assert trainer.averaged() is None and not list(trainer.keeper.folder.glob("step-*"))
 
 
 @pytest.mark.parametrize("clip", [1.0, None])
@@ -173,7 +173,7 @@ def test_a_loss_that_is_no_number_stops_and_names_its_step(clip, toy, before_ste
     before_step(trainer, 6, poison)
     with pytest.raises(InputError, match=r"the loss is no longer a number at step 6 .*last\.safetensors: try a lower --learning-rate"):
         trainer.fit()
-    tensors, note = read_tensors(trainer.last)
+    tensors, note = read_tensors(trainer.keeper.last)
     assert note["state"]["step"] == 5 and all(t.isfinite().all() for name, t in tensors.items() if name.startswith("model/"))
 
 
@@ -191,7 +191,7 @@ def test_minutes_that_are_over_before_the_first_step_are_said(toy, tmp_path, clo
 
 def test_epochs_are_whole_passes(toy, tmp_path):
     trainer = toy(tmp_path, Budget(epochs=2))
-    state, n = trainer.fit(), [trainer.batches_an_epoch(epoch) for epoch in (0, 1)]
+    state, n = trainer.fit(), [trainer.feed.batches(epoch) for epoch in (0, 1)]
     assert state.step == sum(n) and (state.epoch, state.position) == (1, n[1])
 
 
@@ -200,10 +200,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(toy, before_step, tmp_path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     trainer = toy(tmp_path, settings=Settings(save_seconds=0.0))
-    before_step(trainer, 6, lambda: monkeypatch.setattr(os, "fsync", full))
+    before_step(trainer, 6, lambda: (trainer.keeper.wait(), monkeypatch.setattr(os, "fsync", full)))
     with pytest.raises(InputError, match=r"the disk is full .*the file there before is untouched: free some space, then go on"):
         trainer.fit()
-    assert read_tensors(trainer.last)[1]["state"]["step"] == 5
+    assert read_tensors(trainer.keeper.last)[1]["state"]["step"] == 5
     monkeypatch.undo()
     again = toy(tmp_path)
     again.resume()

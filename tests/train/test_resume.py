@@ -9,7 +9,8 @@ import torch
 
 from plait.errors import InputError
 from plait.train.checkpoints import group_of, read_tensors
-from plait.train.loop import Budget, Interrupted, Settings
+from plait.train.loop import Interrupted
+from plait.train.state import Budget, Settings
 
 BUDGETS = {"steps": dict(steps=12), "epochs": dict(epochs=2.3)}
 KEEP = dict(evaluations=4, average=2)
@@ -31,7 +32,7 @@ def ended(trainer) -> dict:
     """Everything of a run's end that must not depend on how often it was stopped."""
     state = {name: value for name, value in vars(trainer.state).items() if name != "seconds"}
     rows = [{k: row[k] for k in ("step", "valid_loss", "learning_rate", "progress", "epoch", "tokens")} for row in trainer.metrics.rows()]
-    files = {path.name: read_tensors(path)[0] for path in sorted(trainer.folder.glob("*.safetensors"))}
+    files = {path.name: read_tensors(path)[0] for path in sorted(trainer.keeper.folder.glob("*.safetensors"))}
     files["last"] = {name: t for name, t in files.pop("last.safetensors").items() if not name.startswith("rng/cuda")}
     return {"state": state, "rows": rows, "files": files, "positions": trainer.positions.read_bytes(), "average": trainer.averaged()}
 
@@ -176,10 +177,10 @@ def test_half_a_line_of_metrics_and_parts_of_files_go(toy, before_step, tmp_path
     rows = trainer.metrics.rows()
     with open(trainer.metrics.path, "a") as file:
         file.write('{"step": 99, "valid_loss": 1.0}\n{"step": 100, "val')
-    (trainer.folder / ".best.safetensors.123.part").write_bytes(b"half")
+    (trainer.keeper.folder / ".best.safetensors.123.part").write_bytes(b"half")
     trainer.resume()
     assert trainer.metrics.rows() == rows and rows
-    assert not list(trainer.folder.glob(".*"))
+    assert not list(trainer.keeper.folder.glob(".*"))
 
 
 def test_a_checkpoint_of_another_format_is_refused(toy, before_step, tmp_path, monkeypatch):
@@ -194,8 +195,8 @@ def test_a_damaged_checkpoint_is_refused(toy, before_step, tmp_path):
     with pytest.raises(Interrupted):
         before_step(toy(tmp_path), 2, ctrl_c).fit()
     trainer = toy(tmp_path)
-    data = trainer.last.read_bytes()
-    trainer.last.write_bytes(data[:-100])
+    data = trainer.keeper.last.read_bytes()
+    trainer.keeper.last.write_bytes(data[:-100])
     with pytest.raises(InputError, match="is not a whole safetensors file"):
         trainer.resume()
 
@@ -203,7 +204,7 @@ def test_a_damaged_checkpoint_is_refused(toy, before_step, tmp_path):
 def test_saved_is_loaded(toy, tmp_path):
     trainer = toy(tmp_path)
     trainer.fit()
-    tensors, note = read_tensors(trainer.last)
+    tensors, note = read_tensors(trainer.keeper.last)
     assert note["state"]["step"] == 12 and note["state"]["finished"]
     for name, tensor in trainer.net.state_dict().items():
         assert torch.equal(group_of(tensors, "model")[name], tensor)

@@ -7,12 +7,13 @@ import pytest
 from plait.train import sizing
 from plait.train.recipes import recipe_for
 from plait.train.schedules import inverse_sqrt, linear_decay
+from plait.verbs.lessons.lesson import usual_recipe
 
-WISHES = dict(optimizer=None, learning_rate=None, schedule=None, warmup=None, weight_decay=0.0)
+WISHES = dict(optimizer=None, learning_rate=None, schedule=None, warmup=None, weight_decay=None)
 
 
 def recipe(arch="vaswani", d_model=512, **wishes):
-    return recipe_for(SimpleNamespace(**{**WISHES, **wishes}), arch, {"d_model": d_model})
+    return recipe_for(SimpleNamespace(**{**WISHES, **wishes}), usual_recipe(arch, {"d_model": d_model}), d_model)
 
 
 @pytest.mark.parametrize("d_model", [64, 512, 1024])

@@ -145,7 +145,7 @@ def test_all_faults_come_at_once(refused, pairs, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "phrases"),
     [
-        ("preset", "modern-huge", ["there is no such preset; choose vaswani-tiny", "modern-small"]),
+        ("preset", "modern-huge", ["there is no such preset for translation; choose vaswani-tiny", "modern-small"]),
         ("tokenizer", "wordz", ["tokenizer 'wordz' is neither a kind (bpe, unigram, words or characters) nor an existing tokenizer.json"]),
         ("vocab-size", "100", ["vocab_size=100 is too small for a bpe tokenizer"]),
         ("optimizer", "sgd", ["--optimizer sgd: expected muon or adam"]),

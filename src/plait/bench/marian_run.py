@@ -17,13 +17,13 @@ from torch import nn
 
 from plait.bench.operations import Shape
 from plait.bench.peers import marian, need
-from plait.data.batches import Batch, BatchOrder
+from plait.data.batches import Batch
 from plait.data.corpus import Corpus
 from plait.text.tokenizer import Tokenizer
 from plait.train.log import Reporter, process_age
 from plait.train.schedules import linear_decay
+from plait.verbs.lessons.translation import read, tokenizers_for
 from plait.verbs.train import Train
-from plait.verbs.training import batches, read, stream, tokenizers_for
 
 RESULT, WEIGHTS, SOURCE, TARGET = "result.json", "weights.pt", "source.json", "target.json"
 WARMUP = 200
@@ -56,7 +56,7 @@ def loss_of(net: Any, batch: Batch, smoothing: float) -> torch.Tensor:
 def valid_loss(net: Any, corpus: Corpus) -> float:
     net.eval()
     total, count = 0.0, 0
-    for batch in batches(corpus):
+    for batch in corpus.feed(8192).all():
         total, count = total + float(loss_of(net, batch, 0.0)) * batch.n_target, count + batch.n_target
     return total / max(count, 1)
 
@@ -75,10 +75,9 @@ def train(s: Settings) -> dict[str, Any]:
     net = marian(shape, pad=source.pad_id, start=target.bos_id, end=target.eos_id, dropout=s.dropout).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=s.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = linear_decay(WARMUP)
-    order = BatchOrder(corpus.lengths, s.batch_tokens, s.seed)
     steps = tokens = 0
     told = started
-    for _, _, batch in stream(corpus, order, 0, 0):
+    for _, _, batch in corpus.feed(s.batch_tokens, s.seed).stream(0, 0):
         now = time.perf_counter()
         progress = steps / s.steps if s.steps else (now - started) / (60 * (s.minutes or 1))
         if progress >= 1:

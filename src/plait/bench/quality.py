@@ -21,7 +21,7 @@ from plait.errors import InputError
 from plait.hub import load
 from plait.tasks.metrics import score
 from plait.train.log import MetricsFile
-from plait.verbs.training import pairs_of
+from plait.verbs.lessons.translation import pairs_of
 
 MEASURES = {"symbol_error_rate": "symbol errors", "sequence_error_rate": "sequence errors", "bleu": "BLEU", "chrf": "chrF"}
 ERRORS = ("symbol_error_rate", "sequence_error_rate")

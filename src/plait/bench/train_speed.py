@@ -16,10 +16,12 @@ from plait.bench.measure import PRODUCT, Product, Turns, summary, table
 from plait.bench.operations import Shape, training
 from plait.bench.peers import TorchTransformer, marian, need, ours
 from plait.data.batches import Batch, BatchOrder, collate
+from plait.data.feed import RowFeed
 from plait.tasks.translation import TeacherForcing
 from plait.train.log import Reporter
-from plait.train.loop import Budget, Settings, Trainer
+from plait.train.loop import Trainer
 from plait.train.recipes import Recipe
+from plait.train.state import Budget, Settings
 
 SMOOTHING = 0.1
 PAD, START, END, FIRST = 0, 1, 2, 4  # as in our tokenizers; ids from FIRST on are words
@@ -69,15 +71,15 @@ def random_batches(job: Job, n: int, seed: int = 0) -> list[Batch]:
 def real_batches(job: Job, n: int, seed: int = 0) -> tuple[Shape, list[Batch]]:
     """Batches of a built-in set, encoded, bucketed and padded as `plait train` does it; the shape gets the tokenizers' sizes."""
     from plait.data.corpus import Corpus
+    from plait.verbs.lessons.translation import read, tokenizers_for
     from plait.verbs.train import Train
-    from plait.verbs.training import read, tokenizers_for
 
     def hush(_: str) -> None: ...
 
     verb = Train("translation", Path("unused"), [job.data or ""], steps=1, seed=seed)
     data = read(verb, hush)
     source, target = tokenizers_for(verb, data, hush)
-    corpus = Corpus.encode(data.train, source, target, verb.context, verb.context)
+    corpus = Corpus.encode(data.train, source, target, 256, 256)
     rows = BatchOrder(corpus.lengths, job.batch_tokens, seed).batches(0)[:n]
     sizes = {"source_vocab": source.vocab_size, "target_vocab": target.vocab_size, "joint": source is target}
     return Shape(**{**asdict(job.shape), **sizes}), [corpus.batch(r) for r in rows]
@@ -95,8 +97,7 @@ def plait_step(shape: Shape, name: str, folder: Path, dropout: float) -> Callabl
         TeacherForcing(SMOOTHING),
         recipe.optimizer(net),
         recipe.schedule(),
-        lambda epoch, position: iter(()),
-        lambda epoch: 1,
+        RowFeed(BatchOrder(np.ones((1, 2)), 2), lambda rows, epoch: None),  # `loop.step` is called with the batches of the bench
         [],
         Budget(steps=10**6),
         Settings(),

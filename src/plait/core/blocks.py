@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from plait.core.residual import Rule
 from plait.core.stream import Call
@@ -39,7 +41,10 @@ class Stack(nn.ModuleList):
     """Blocks in running order. `order` names the block of each layer when layers share weights.
 
     order=[0] * 12 is one set of weights for twelve layers (ALBERT, Lan et al. 2020; Universal Transformer, Dehghani et al. 2019).
+    With `recompute`, training keeps only what enters each block and computes its inside again on the way back (Chen et al. 2016).
     """
+
+    recompute = False
 
     def __init__(self, blocks: Sequence[nn.Module], order: Sequence[int] | None = None):
         super().__init__(blocks)
@@ -49,7 +54,10 @@ class Stack(nn.ModuleList):
 
     def forward(self, x: Tensor, call: Call, path: tuple) -> Tensor:
         for depth, i in enumerate(self.order):
-            x = self[i](x, call, (*path, depth))
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(self[i], x, call, (*path, depth), use_reentrant=False)  # type: ignore[assignment]
+            else:
+                x = self[i](x, call, (*path, depth))
         return x
 
 

@@ -13,6 +13,7 @@ from plait.errors import InputError
 
 if TYPE_CHECKING:
     from plait.data.batches import Batch
+    from plait.data.feed import RowFeed
 
 CHUNK = 8192  # texts encoded at a time: enough for all cores, little enough not to be felt in memory
 
@@ -87,6 +88,13 @@ class Corpus:
         from plait.data.batches import from_flat  # brings torch: encoding a corpus does without
 
         return from_flat(self.sources, self.targets, indices, (self.source_pad, self.target_pad), bos_id=self.bos_id, eos_id=self.eos_id)
+
+    def feed(self, tokens_per_batch: int, seed: int = 0) -> "RowFeed":
+        """All pairs in batches of like length, at most `tokens_per_batch` wide in both sides together."""
+        from plait.data.batches import BatchOrder
+        from plait.data.feed import RowFeed
+
+        return RowFeed(BatchOrder(self.lengths, tokens_per_batch, seed), lambda rows, epoch: self.batch(rows))
 
     @classmethod
     def encode(

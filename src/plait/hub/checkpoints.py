@@ -74,7 +74,7 @@ def open_parts(place: Path, bits: int | None = None) -> Parts:
         generation = read_object(path, "the object of a generation_config.json") if path.exists() else {}
     if tokenizers is not None:
         _check_vocabulary(place, net, tokenizers)
-    return Parts(place, net, tokenizers, certificate, limit, raw, generation)
+    return Parts(place, net, tokenizers, certificate, limit, raw, generation, settings)
 
 
 def open_checkpoint(place: Path, device: str = "cpu", bits: int | None = None) -> Ready:

@@ -25,7 +25,7 @@ class ClassifyModel(Ready):
 
     @cached_property
     def classify(self) -> Classifier:
-        return Classifier(self.net, self.tokenizer, self.max_length, self.labels, self.problem)
+        return Classifier(self.net, self.tokenizer, self.max_length, self.labels, self.problem, bool(self.config.get("cut")))
 
     def __call__(self, text: str | tuple[str, str] | Sequence[str | tuple[str, str]]) -> Any:
         return self.classify([text])[0] if isinstance(text, str | tuple) else self.classify(text)  # type: ignore[list-item]

@@ -22,7 +22,8 @@ class Parts:
     """What a checkpoint was opened to. `config` is its config.json or a GGUF's metadata, `generation` its generation_config.json.
 
     `tokenizers` are those of source and target, one object where the checkpoint has one, and None where it has none: such a model
-    works on ids. `max_length` is the number of tokens that a tower may be given, None where nothing limits it.
+    works on ids. `max_length` is the number of tokens that a tower may be given, None where nothing limits it. `settings` is the
+    `Config` of the model's page.
     """
 
     folder: Path
@@ -32,6 +33,7 @@ class Parts:
     max_length: int | None = None
     config: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
+    settings: Any = None
 
 
 class Ready:

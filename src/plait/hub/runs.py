@@ -12,7 +12,7 @@ from torch import Tensor
 from plait import models
 from plait.compress import is_quantised, limited, restore
 from plait.core.model import Model
-from plait.errors import InputError
+from plait.errors import InputError, choices
 from plait.generate.layout import for_few_rows
 from plait.generate.search import gnmt
 from plait.hub.sequences import Sequences
@@ -24,6 +24,7 @@ from plait.text.tokenizer import Tokenizer
 FORMAT = 1
 CONFIG, WEIGHTS, TOKENIZER, TARGET_TOKENIZER = "config.json", "model.safetensors", "tokenizer.json", "target_tokenizer.json"
 MEMORY = "memory.json.gz"
+TASKS = ("translation", "language-model", "masked-lm", "classify", "tag", "answer", "embed")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -42,11 +43,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: is a run of format {found}, this version of Plait reads format {FORMAT}: open it with the version that made it"
         )
-    missing = [key for key in ("task", "arch", "config", "max_source", "max_target") if key not in config]
-    if missing:
+    wanted = ("task", "arch", "config", *(("max_source", "max_target") if config.get("task") == "translation" else ("max_length",)))
+    if missing := [key for key in wanted if key not in config]:
         raise InputError(f"{path}: lacks {', '.join(missing)}: the file was changed or written by another program")
-    if config["task"] != "translation":
-        raise InputError(f"{path}: is a run of the task {config['task']!r}; this version of Plait knows translation")
+    if config["task"] not in TASKS:
+        raise InputError(f"{path}: is a run of the task {config['task']!r}; this version of Plait knows {choices(TASKS)}")
     return config
 
 
@@ -78,9 +79,8 @@ def load_weights(net: Model, path: Path) -> None:
     net.load_state_dict(tensors)
 
 
-def open_run(folder: Path, device: str = "cpu", bits: int | None = None) -> "TranslationRun":
-    """A finished (or stopped) run, ready to answer; `bits` as of `plait.load`."""
-    config = read_config(folder)
+def open_net(folder: Path, config: dict[str, Any]) -> Model:
+    """The model of a finished (or stopped) run with its weights."""
     weights = folder / WEIGHTS
     if not weights.exists():
         best = folder / "checkpoints" / "best.safetensors"
@@ -94,6 +94,17 @@ def open_run(folder: Path, device: str = "cpu", bits: int | None = None) -> "Tra
     except (TypeError, ValueError) as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
     load_weights(net, weights)
+    return net
+
+
+def open_run(folder: Path, device: str = "cpu", bits: int | None = None) -> Any:
+    """A finished (or stopped) run, ready to answer; `bits` as of `plait.load`."""
+    config = read_config(folder)
+    net = open_net(folder, config)
+    if config["task"] != "translation":
+        from plait.hub.trained import opened
+
+        return opened(folder, config, net, device, bits)
     source = Tokenizer.load(folder / TOKENIZER)
     target = Tokenizer.load(folder / TARGET_TOKENIZER) if (folder / TARGET_TOKENIZER).exists() else source
     c = config["config"]

@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from plait.core.losses import linear_cross_entropy
 from plait.core.model import Model
+from plait.core.stream import Stream
+from plait.data.examples import IGNORED, Examples
 
 
 @dataclass
@@ -27,3 +31,55 @@ class Objective(Protocol):
     def size(self, batch: Any) -> int:
         """Tokens the batch feeds to the model, for the speed shown."""
         ...
+
+
+class ExampleObjective:
+    """What objectives over `Examples` have in common. `tower` reads the ids, `head` scores its hidden vectors."""
+
+    tower, head = "encoder", ""
+
+    def parts(self, batch: Examples, n: int) -> list[Examples]:
+        if n == 1:
+            return [batch]
+        return [batch.rows(rows) for rows in torch.arange(len(batch)).tensor_split(min(n, len(batch)))]
+
+    def size(self, batch: Examples) -> int:
+        return int(batch.real.sum())
+
+    def hidden(self, net: Model, batch: Examples) -> Tensor:
+        """[B, L, D] of a batch that is on the model's device."""
+        return net(**{self.tower: stream_of(net, self.tower, batch)})[self.tower].x
+
+    def on_device(self, net: Model, batch: Examples) -> Examples:
+        return batch.to(next(net.parameters()).device, non_blocking=True)
+
+    def token_loss(self, net: Model, hidden: Tensor, answers: Tensor, head: Any, smoothing: float = 0.0) -> Loss:
+        """Cross-entropy of hidden vectors [N, D] against the weight matrix of a head, without ever holding all their scores."""
+        if not hasattr(head, "weight"):  # an adapted or quantised head: its own forward counts
+            raise TypeError(f"head {type(head).__name__} has no weight matrix to take the loss against")
+        scale = getattr(head, "scale", 1.0)
+        hidden = hidden if scale == 1.0 else hidden * scale
+        smoothing = smoothing if net.training else 0.0
+        total, plain = linear_cross_entropy(hidden, head.weight, head.bias, answers, smoothing)
+        return Loss(total, plain, len(answers))
+
+
+def stream_of(net: Model, tower: str, batch: Examples) -> Stream:
+    """The batch's ids as a stream; what says nothing (all real, a model without types) is left out."""
+    types = batch.types if batch.types is not None and knows_types(net, tower) else None
+    real = None if bool(batch.real.all()) else batch.real
+    return Stream(batch.ids, real=real, segment=batch.segment, positions=batch.positions, types=types)
+
+
+def knows_types(net: Model, tower: str) -> bool:
+    """Whether a second id makes a difference: RoBERTa has a table of types with one row, DistilBERT none."""
+    types = getattr(net.get_submodule(f"{tower}.embed"), "types", None)
+    return types is not None and len(types.weight) > 1
+
+
+def asked(hidden: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """The hidden vectors [N, D] and answers [N] of the entries of which something is asked."""
+    wanted = answers != IGNORED
+    if bool(wanted.all()):
+        return hidden.flatten(0, 1), answers.flatten()
+    return hidden[wanted], answers[wanted]

@@ -3,8 +3,9 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,11 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from plait.core.model import Model
+from plait.data.feed import Feed
 from plait.errors import InputError
 from plait.tasks.objective import Objective
-from plait.train.checkpoints import FORMAT, group_of, grouped, mean_of, read_tensors, rng_state, set_rng_state, write_tensors
+from plait.train.averaging import MovingAverage
+from plait.train.checkpoints import FORMAT, group_of, grouped, mean_of, read_tensors, rng_state, set_rng_state
+from plait.train.keeping import Keeper
 from plait.train.log import MetricsFile, Reporter
+from plait.train.precision import Precision
 from plait.train.schedules import Schedule
+from plait.train.state import Budget, Settings, State
+from plait.train.trackers import Tracker
 
 
 class Optimizer(Protocol):
@@ -26,52 +33,12 @@ class Optimizer(Protocol):
     def load(self, state: Any) -> None: ...
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How long to train: exactly one of minutes of wall time (since `started` on the perf_counter clock), steps, epochs."""
-
-    minutes: float | None = None
-    steps: int | None = None
-    epochs: float | None = None
-    started: float = field(default_factory=time.perf_counter)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the loop goes, apart from the model, the data and the optimizer."""
-
-    clip: float | None = 1.0
-    accumulate: int = 1
-    evaluations: int = 20  # spread evenly over the budget
-    patience: int | None = None  # stop after so many evaluations without a better validation loss
-    average: int = 1  # the last so many evaluated weights are averaged at the end; 1: none
-    save_seconds: float = 60.0
-
-
-@dataclass
-class State:
-    """Where a run stands. Saved in each checkpoint, with weights, optimizer and generator states."""
-
-    step: int = 0
-    epoch: int = 0
-    position: int = 0  # batches of this epoch already taken
-    seconds: float = 0.0  # of the budget
-    progress: float = 0.0
-    evaluated: int = 0
-    best: float = math.inf
-    best_step: int = 0
-    stale: int = 0  # evaluations since the best
-    row_step: int = -1  # step of the last line of metrics.jsonl
-    tokens: int = 0
-    finished: bool = False
-
-
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C came; the run was saved."""
 
 
 class Trainer:
-    """Trains `net` on `stream(epoch, position)` of (epoch, position after it, batch), keeping `folder/checkpoints/last` and `best`."""
+    """Trains `net` on `feed`, keeping `folder/checkpoints/last` and `best`. `measure` gives figures beside the validation loss."""
 
     def __init__(
         self,
@@ -79,46 +46,43 @@ class Trainer:
         objective: Objective,
         optimizer: Optimizer,
         schedule: Schedule,
-        stream: Callable[[int, int], Iterator[tuple[int, int, Any]]],
-        batches_an_epoch: Callable[[int], int],
+        feed: Feed,
         valid: Sequence[Any],
         budget: Budget,
         settings: Settings,
         folder: Path,
         reporter: Reporter,
+        measure: Callable[[Model], dict[str, float]] | None = None,
+        trackers: Sequence[Tracker] = (),
     ):
         self.net, self.objective, self.optimizer, self.schedule = net, objective, optimizer, schedule
-        self.stream, self.batches_an_epoch, self.valid = stream, batches_an_epoch, valid
+        self.feed, self.valid, self.measure, self.trackers = feed, valid, measure, trackers
         self.budget, self.settings, self.reporter = budget, settings, reporter
         self.device = next(net.parameters()).device
-        self.folder = folder / "checkpoints"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.precision = Precision(settings.precision, self.device)
+        self.keeper = Keeper(folder / "checkpoints")
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.state = State()
         self.replay: np.ndarray = np.empty(0)  # progress of steps that a stopped run had already taken after its checkpoint
         self.stop = False
         self.recent: list[tuple[Tensor, int]] = []  # losses of the steps since the last line of metrics
         self.params = [p for p in net.parameters() if p.requires_grad]
+        self.average = MovingAverage(net, settings.ema) if settings.ema else None
 
     # --- going on
 
     @property
-    def last(self) -> Path:
-        return self.folder / "last.safetensors"
-
-    @property
     def positions(self) -> Path:
-        return self.folder / "progress.f64"
+        return self.keeper.folder / "progress.f64"
 
     def resume(self) -> None:
         """Continue from the last checkpoint: weights, optimizer, generators, data position, and the schedule's recorded positions.
 
         A run that was stopped before its first checkpoint starts anew, at the positions recorded then.
         """
-        for part in self.folder.glob(".*.part"):  # of a write that was killed
-            part.unlink(missing_ok=True)
-        if self.last.exists():
-            self.restore(*read_tensors(self.last))
+        self.keeper.clear()
+        if self.keeper.last.exists():
+            self.restore(*read_tensors(self.keeper.last))
         self.metrics.cut_after(self.state.row_step)
         if self.budget.minutes is not None and self.positions.exists():
             self.replay = np.fromfile(self.positions, dtype=np.float64)[self.state.step :]
@@ -126,16 +90,21 @@ class Trainer:
     def restore(self, tensors: dict[str, Tensor], note: Any) -> None:
         if not isinstance(note, dict) or note.get("format") != FORMAT:
             found = note.get("format") if isinstance(note, dict) else None
-            raise InputError(f"{self.last}: is a checkpoint of format {found}, this version reads format {FORMAT}: start a new run")
+            raise InputError(f"{self.keeper.last}: is a checkpoint of format {found}, this version reads format {FORMAT}: start a new run")
         self.net.load_state_dict(group_of(tensors, "model"))
         self.optimizer.load(group_of(tensors, "optimizer"))
+        self.precision.load(group_of(tensors, "precision"))
+        if self.average is not None:
+            self.average.load(group_of(tensors, "average"))
         set_rng_state(group_of(tensors, "rng"))
         self.state = State(**note["state"])
 
     def save(self) -> None:
         note = {"format": FORMAT, "state": asdict(self.state)}
-        groups = grouped(model=self.net.state_dict(), optimizer=self.optimizer.state(), rng=rng_state())
-        write_tensors(self.last, groups, note)
+        groups = {"model": self.net.state_dict(), "optimizer": self.optimizer.state(), "precision": self.precision.state()}
+        if self.average is not None:
+            groups["average"] = self.average.state()
+        self.keeper.write(self.keeper.last, grouped(**groups, rng=rng_state()), note)
 
     # --- the budget
 
@@ -152,7 +121,7 @@ class Trainer:
             going_on = self.positions.exists() and (state.step or len(self.replay))
             with open(self.positions, "r+b" if going_on else "wb", buffering=0) as record:
                 record.seek(8 * state.step)
-                for epoch, position, batch in self.stream(state.epoch, state.position):
+                for epoch, position, batch in self.feed.stream(state.epoch, state.position):
                     progress = self.progress(epoch, position)
                     if progress is None:
                         break
@@ -174,6 +143,7 @@ class Trainer:
                             break
                     if self.stop:
                         self.save()
+                        self.keeper.wait()
                         raise Interrupted
                     if time.perf_counter() - saved > self.settings.save_seconds:
                         self.save()
@@ -185,6 +155,7 @@ class Trainer:
             if state.row_step != state.step:
                 self.evaluate(state.tokens / max(state.seconds, 1e-9))
             self.save()
+            self.keeper.wait()
         finally:
             if in_main:
                 signal.signal(signal.SIGINT, before)
@@ -196,7 +167,7 @@ class Trainer:
         if budget.steps is not None:
             value = self.state.step / budget.steps
         elif budget.epochs is not None:
-            value = (epoch + (position - 1) / self.batches_an_epoch(epoch)) / budget.epochs
+            value = (epoch + (position - 1) / self.feed.batches(epoch)) / budget.epochs
         else:
             assert budget.minutes is not None
             if len(self.replay):
@@ -213,37 +184,53 @@ class Trainer:
             raise InputError(f"{self.positions}: cannot be written: {error.strerror}; the last good state is {self.kept()}") from None
 
     def kept(self) -> str:
-        return str(self.last) if self.last.exists() else "not saved yet"
+        return str(self.keeper.last) if self.keeper.last.exists() else "not saved yet"
 
     # --- one step
 
     def step(self, batch: Any) -> None:
         """Gradient of the mean loss of the whole batch, however many parts it is computed in."""
         state = self.state
-        parts = self.objective.parts(batch, self.settings.accumulate)
         for p in self.params:
             p.grad = None
         total, count = torch.zeros((), device=self.device), 0
-        for part in parts:
-            loss = self.objective.loss(self.net, part)
-            loss.total.backward()
+        for part in self.objective.parts(batch, self.settings.accumulate):
+            with self.precision.context():
+                loss = self.objective.loss(self.net, part)
+            (loss.total if self.precision.factor == 1.0 else loss.total * self.precision.factor).backward()
             total, count = total + loss.plain.detach(), count + loss.count
         grads = [p.grad for p in self.params if p.grad is not None]
-        divide = torch.full_like(total, max(count, 1))
+        divide = torch.full_like(total, max(count, 1) * self.precision.factor)
         watched = total
         if self.settings.clip:
             watched = nn.utils.get_total_norm(grads) / divide
             divide = divide * torch.clamp((watched + 1e-6) / self.settings.clip, min=1.0)
-        if not bool(watched.isfinite()):
-            self.not_finite("loss", state.step + 1)
+        skipped = self.precision.overflowed(watched)
+        if not skipped and not bool(watched.isfinite()):
+            self.not_finite("loss", state.step + 1, batch)
         state.step += 1
-        self.optimizer.step(self.schedule(state.step, state.progress), divide)
+        if not skipped:
+            self.optimizer.step(self.schedule(state.step, state.progress), divide)
+            if self.average is not None:
+                self.average.update(state.step)
         state.tokens += self.objective.size(batch)
         self.recent.append((total, count))
 
-    def not_finite(self, what: str, step: int) -> None:
-        where = f"at step {step} (epoch {self.state.epoch}, batch {self.state.position})"
+    def not_finite(self, what: str, step: int, batch: Any = None) -> None:
+        where = f"at step {step} (epoch {self.state.epoch}, batch {self.state.position}{self.rows_of(batch)})"
         raise InputError(f"the {what} is no longer a number {where}; the last good state is {self.kept()}: try a lower --learning-rate")
+
+    @torch.no_grad()
+    def rows_of(self, batch: Any) -> str:
+        """Which rows of a batch have a loss that is no number, where that is what is wrong with it."""
+        if batch is None:
+            return ""
+        parts = self.objective.parts(batch, len(batch))
+        losses = [float(self.objective.loss(self.net, part).plain) for part in parts]
+        bad = [row for row, loss in enumerate(losses, 1) if not math.isfinite(loss)]
+        if len(bad) == len(losses):
+            return ", all its rows: the weights are no numbers any more"
+        return f", rows {', '.join(map(str, bad[:10]))} of {len(losses)}" if bad else ", no single row: the gradient overflowed"
 
     def loss_now(self) -> float:
         rows = self.recent[-50:]
@@ -257,37 +244,56 @@ class Trainer:
         self.net.eval()
         total, count = 0.0, 0
         for batch in self.valid:
-            loss = self.objective.loss(self.net, batch)
+            with self.precision.context():
+                loss = self.objective.loss(self.net, batch)
             total, count = total + float(loss.plain), count + loss.count
         self.net.train()
         return total / max(count, 1)
 
+    def figures(self) -> dict[str, float]:
+        """What the task measures on the validation set besides its loss."""
+        if self.measure is None:
+            return {}
+        self.net.eval()
+        with torch.no_grad():
+            found = self.measure(self.net)
+        self.net.train()
+        return found
+
     def evaluate(self, speed: float) -> None:
-        state = self.state
+        with nullcontext() if self.average is None else self.average.in_place():
+            self.evaluate_weights(speed)
+
+    def evaluate_weights(self, speed: float) -> None:
+        state, keeper = self.state, self.keeper
         valid, train = self.valid_loss(), self.loss_now() if self.recent else None
         if not math.isfinite(valid):
             self.not_finite("validation loss", state.step)
-        better = valid < state.best
+        figures = self.figures()
+        better, note = valid < state.best, {"format": FORMAT, "step": state.step}
         if better:
             state.best, state.best_step, state.stale = valid, state.step, 0
-            write_tensors(self.folder / "best.safetensors", self.net.state_dict(), {"format": FORMAT, "step": state.step})
+            keeper.write(keeper.best, self.net.state_dict(), note)
         else:
             state.stale += 1
         if self.settings.average > 1:
-            write_tensors(self.folder / f"step-{state.step:08}.safetensors", self.net.state_dict(), {"format": FORMAT, "step": state.step})
-            for old in sorted(self.folder.glob("step-*.safetensors"))[: -self.settings.average]:
+            keeper.write(keeper.evaluated(state.step), self.net.state_dict(), note)
+            for old in keeper.all_evaluated()[: -self.settings.average]:
                 old.unlink()
         row = {"step": state.step, "seconds": round(state.seconds, 3), "train_loss": train, "valid_loss": valid, "tokens": state.tokens}
         row |= {"tokens_per_second": round(speed, 1), "learning_rate": self.schedule(state.step, state.progress)}
-        self.metrics.add(row | {"epoch": state.epoch, "progress": state.progress})
+        row |= figures | {"epoch": state.epoch, "progress": state.progress}
+        self.metrics.add(row)
+        for tracker in self.trackers:
+            tracker.add(row)
         self.recent.clear()
         state.row_step = state.step
-        mark = "  best so far" if better else ""
-        self.reporter.say(f"step {state.step:>7,}  train {train or 0:.4f}  valid {valid:.4f} nats a token  {speed:,.0f} tokens/s{mark}")
+        told = "".join(f"  {name} {value:.4f}" for name, value in figures.items()) + "  best so far" * better
+        self.reporter.say(f"step {state.step:>7,}  train {train or 0:.4f}  valid {valid:.4f} nats  {speed:,.0f} tokens/s{told}")
 
     def averaged(self) -> dict[str, Tensor] | None:
         """The mean of the last evaluated weights (Vaswani et al. 2017, section 6.1); None when no averaging was asked for."""
-        files = sorted(self.folder.glob("step-*.safetensors"))
+        files = self.keeper.all_evaluated()
         return mean_of(files) if self.settings.average > 1 and files else None
 
 

@@ -1,5 +1,6 @@
 """Learning-rate schedules: factors in [0, 1] (or the paper's formula) from the step and from how much of the budget is spent."""
 
+import math
 from collections.abc import Callable
 
 Schedule = Callable[[int, float], float]  # (step from 1, progress in [0, 1]) -> what the learning rate is multiplied by
@@ -19,5 +20,15 @@ def linear_decay(warmup: int, hold: float = 0.0, final: float = 0.0) -> Schedule
     def factor(step: int, progress: float) -> float:
         down = 1.0 if progress <= hold else final + (1 - final) * (1 - progress) / (1 - hold)
         return min(1.0, step / warmup if warmup else 1.0) * max(down, 0.0)
+
+    return factor
+
+
+def cosine(warmup: int, final: float = 0.1) -> Schedule:
+    """Up for `warmup` steps, then down to `final` along half a cosine over the budget (Loshchilov & Hutter 2017, without restarts)."""
+
+    def factor(step: int, progress: float) -> float:
+        down = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        return min(1.0, step / warmup if warmup else 1.0) * down
 
     return factor

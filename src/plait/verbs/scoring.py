@@ -15,7 +15,7 @@ from plait.tasks.metrics import score
 from plait.train.checkpoints import write_atomically
 from plait.train.log import Reporter
 from plait.verbs.eval import Eval
-from plait.verbs.training import pairs_of
+from plait.verbs.lessons.translation import pairs_of
 
 
 def score_translation(verb: Eval) -> dict[str, Any]:

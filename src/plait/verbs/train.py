@@ -11,46 +11,55 @@ from plait.verbs.numbers import number_faults
 
 BUDGET = ("minutes", "steps", "epochs")
 POSITIVE = (*BUDGET, *"learning_rate warmup batch_tokens vocab_size accumulate average evaluations patience save_seconds threads".split())
-FREE = {"out", "resume", "threads", "quiet", "save_seconds"}  # may differ between a run and its resumption
+LESSONS = {"translation": "translation", "language-model": "language"}  # task -> the module of plait.verbs.lessons
+FREE = {"out", "resume", "threads", "quiet", "save_seconds", "tensorboard", "wandb"}  # may differ between a run and its resumption
 
 
 @dataclass
 class Train:
     """Train a model on your own data, from files to a run folder."""
 
-    task: Annotated[Literal["translation"], positional, "what is learned"]
+    task: Annotated[Literal["translation", "language-model"], positional, "what is learned"]
     out: Annotated[Path, "RUN", "the run folder to make"]
     data: Annotated[
-        list[str], "FILES", "pairs: TSV, JSON lines, two parallel files, .po or .mo, each also .gz; or a built-in set's name"
+        list[str], "FILES", "text, CSV, TSV, JSON lines or parquet, each also .gz; pairs also .po and .mo; or a built-in set's name"
     ] = field(default_factory=list)
-    valid: Annotated[list[str], "FILES", "pairs for validation; default: some sources of the data are held out"] = field(
-        default_factory=list
-    )
+    valid: Annotated[list[str], "FILES", "for validation; default: some of the data is held out"] = field(default_factory=list)
     minutes: Annotated[float | None, "wall time from the start of the process"] = None
     steps: Annotated[int | None, "optimizer steps"] = None
     epochs: Annotated[float | None, "passes over the data"] = None
+    model: Annotated[str | None, "MODEL", "start from these weights: a run, a released checkpoint's folder, a name such as minilm"] = (
+        None
+    )
     preset: Annotated[str | None, "MODEL-SIZE", "vaswani-base, modern-small ...; default: fitted to data and budget"] = None
     tokenizer: Annotated[str | None, "KIND", "bpe, unigram, words, characters or a tokenizer.json; default: seen from the data"] = None
     target_tokenizer: Annotated[str | None, "KIND", "for the answers, where it is to be another"] = None
     vocab_size: Annotated[int | None, "tokens of a bpe or unigram tokenizer; default: fitted to the data"] = None
     neighbours: Annotated[bool, "give the model the target of the most similar training source beside each source; kept in the run"] = False
-    context: Annotated[int, "longest sequence in tokens on either side; longer ones are cut, and counted"] = 256
+    context: Annotated[int | None, "longest sequence in tokens; longer ones are cut, and counted (default 256)"] = None
     dropout: Annotated[float | None, "default: by the expected number of epochs"] = None
     smoothing: Annotated[float | None, "label smoothing; default: by the expected number of epochs"] = None
     optimizer: Annotated[Literal["muon", "adam"] | None, "default: muon for modern models, the paper's adam for vaswani"] = None
     learning_rate: Annotated[float | None, "peak learning rate; default: the recipe's"] = None
     schedule: Annotated[
-        Literal["linear", "inverse-sqrt"] | None, "after the warm-up: down to zero over the budget, or the paper's 1/sqrt"
+        Literal["linear", "cosine", "wsd", "inverse-sqrt"] | None,
+        "after the warm-up; wsd: level for 80 % of the budget, then down",
     ] = None
     warmup: Annotated[int | None, "steps of linear warm-up; default: the recipe's"] = None
-    weight_decay: Annotated[float, "decoupled weight decay"] = 0.0
+    weight_decay: Annotated[float | None, "decoupled weight decay; default: the recipe's"] = None
     clip: Annotated[float, "largest gradient norm; 0: none"] = 1.0
     batch_tokens: Annotated[int | None, "tokens a batch, both sides, padding counted; default: fitted to the data"] = None
     accumulate: Annotated[int, "compute each batch in so many parts, to save memory; the gradient is the same"] = 1
     average: Annotated[int, "average the last so many evaluated weights at the end; 1: none"] = 1
+    ema: Annotated[float | None, "decay of a moving average of the weights, such as 0.999: that is evaluated and kept"] = None
+    precision: Annotated[Literal["float32", "bfloat16", "float16"], "of products; float16 with loss scaling"] = "float32"
+    recompute: Annotated[bool, "keep no activations inside blocks, compute them again: less memory, a third more work"] = False
+    compile: Annotated[bool, "compile the training step (torch.compile): slow to start, faster to run"] = False
     evaluations: Annotated[int, "evaluations spread over the budget"] = 20
     patience: Annotated[int | None, "stop after so many evaluations without a better validation loss"] = None
     save_seconds: Annotated[float, "seconds between checkpoints"] = 60.0
+    tensorboard: Annotated[bool, "event files for TensorBoard in RUN/tensorboard"] = False
+    wandb: Annotated[str | None, "PROJECT", "log to Weights & Biases as well"] = None
     seed: Annotated[int, "of everything that is random"] = 0
     threads: Annotated[int | None, "CPU threads; default: all cores"] = None
     resume: Annotated[bool, "go on with the run in --out, exactly where it stopped"] = False
@@ -66,17 +75,17 @@ class Train:
     def checked(self) -> "Train":
         faults = []
         if not self.data:
-            faults.append("--data is missing: give files of pairs, or a built-in set (`plait data` lists them)")
+            faults.append("--data is missing: give files, or a built-in set (`plait data` lists them)")
         chosen = [name for name in BUDGET if getattr(self, name) is not None]
         if len(chosen) != 1:
             had = "none was given" if not chosen else f"{' and '.join('--' + name for name in chosen)} were given"
             faults.append(f"one budget is needed, --minutes, --steps or --epochs: {had}")
         faults += number_faults(self, POSITIVE, ("weight_decay", "clip", "seed"))
-        for name in ("dropout", "smoothing"):
+        for name in ("dropout", "smoothing", "ema"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 faults.append(f"--{name} {value}: must be at least 0 and below 1")
-        if self.context < 8:
+        if self.context is not None and self.context < 8:
             faults.append(f"--context {self.context}: must be at least 8")
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             faults.append(f"--out {self.out}: is not empty: choose another folder, or go on with that run by --resume")
@@ -109,6 +118,6 @@ class Train:
         return {name: value for name, value in asdict(self).items() if name not in FREE}
 
     def fit(self, age: float) -> dict[str, Any]:
-        from plait.verbs.training import train_translation
+        from plait.verbs.training import train
 
-        return train_translation(self, age)
+        return train(self, age)

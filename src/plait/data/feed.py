@@ -1,0 +1,52 @@
+"""What the loop is fed with: batches of all ranks together, in an order that is a pure function of (seed, epoch, position)."""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+
+from plait.data.batches import BatchOrder
+
+
+class Feed(Protocol):
+    """Batches without end. `tokens` is how many an epoch holds; `fingerprint` differs where a place would mean another batch."""
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def stream(self, epoch: int, position: int) -> Iterator[tuple[int, int, Any]]:
+        """(epoch, position after the batch, batch), the first batch that at `position` of `epoch`."""
+        ...
+
+    def batches(self, epoch: int) -> int:
+        """How many batches the epoch has."""
+        ...
+
+
+class RowFeed:
+    """Batches of whole rows: `order` says which, `batch(rows, epoch)` makes tensors of them."""
+
+    def __init__(self, order: BatchOrder, batch: Callable[[np.ndarray, int], Any]):
+        self.order, self.batch = order, batch
+        self.batches = lru_cache(maxsize=2)(lambda epoch: len(order.batches(epoch)))  # asked for before every step
+
+    @property
+    def tokens(self) -> int:
+        return int(self.order.lengths.sum())
+
+    @property
+    def fingerprint(self) -> str:
+        return self.order.fingerprint
+
+    def stream(self, epoch: int, position: int) -> Iterator[tuple[int, int, Any]]:
+        for epoch, position, rows in self.order.stream(epoch, position):
+            yield epoch, position + 1, self.batch(rows, epoch)
+
+    def all(self) -> Iterator[Any]:
+        """Every row once, in batches of rows of like length: for validation."""
+        for rows in self.order.batches(0):
+            yield self.batch(np.sort(rows), 0)

@@ -1,0 +1,126 @@
+"""What a run of a task with one tower begins from: nothing but its data, or the weights of another model."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from plait import models
+from plait.core.model import Model
+from plait.errors import InputError
+from plait.hub import load
+from plait.text.loaded import LoadedTokenizer
+from plait.text.saving import keep_tokenizer, kept_tokenizer, with_roles
+from plait.text.tokenizer import BOS, EOS
+from plait.text.training import KINDS, train_tokenizer
+from plait.train import sizing
+from plait.verbs.lessons.lesson import Choice, Say, choose, has_tower, presets_of
+from plait.verbs.train import Train
+
+
+@dataclass
+class Beginning:
+    """The tokenizer, the model's description, and what fills in its first weights (None: they are drawn)."""
+
+    tokenizer: LoadedTokenizer
+    choice: Choice
+    max_length: int | None  # tokens that the model can be given
+    start: Callable[[Model], None] | None = None
+    more: Mapping[str, Any] | None = None  # what the run's config.json keeps of the model begun from
+
+    @property
+    def released(self) -> bool:
+        return self.start is not None
+
+    def keep(self, folder: Path) -> None:
+        keep_tokenizer(folder, self.tokenizer)
+
+
+def resumed(verb: Train, saved: Mapping[str, Any]) -> Beginning:
+    """As the run in `verb.out` began; its weights come from its checkpoint."""
+    return Beginning(kept_tokenizer(verb.out), Choice.of(saved), saved["max_length"])
+
+
+def begin(
+    verb: Train,
+    saved: Mapping[str, Any] | None,
+    tower: str,
+    texts: Iterable[str],
+    settings: Mapping[str, Any],
+    say: Say,
+    *,
+    usual: str,
+    around: tuple[str, str] = (BOS, EOS),
+    mask: bool = False,
+    count: Callable[[LoadedTokenizer], int],
+) -> Beginning:
+    """Of a resumed run, from `--model`, or from scratch.
+
+    `settings` are what the task wants of the page's config (head, labels); `around` and `mask` make the tokenizer of a new model;
+    `count` says how many tokens there are to train on.
+    """
+    if saved is not None:
+        return resumed(verb, saved)
+    if verb.model is not None:
+        return of_model(verb, tower, settings, count, say)
+    kind = verb.tokenizer or "bpe"
+    texts = list(texts)
+    size = verb.vocab_size or sizing.vocabulary(sum(len(text.split()) for text in texts))
+    plain = train_tokenizer(kind, texts, size if kind not in ("words", "characters") else verb.vocab_size)
+    if not mask and kind not in KINDS and not around[0]:
+        around = ("", "")
+    tokenizer = with_roles(plain, *around, mask=mask)
+    say(f"tokenizer: {kind}, {tokenizer.vocab_size:,} tokens {tokenizer.note and '(' + tokenizer.note + ')'}".rstrip())
+
+    def told(arch: str) -> dict[str, Any]:
+        known = {f.name for f in fields(models.PAGES[arch].Config)}
+        sized = {"max_length": max(verb.context or 256, 8)} if "max_length" in known else {}
+        return {**models.vocabulary(arch, 0, tokenizer.vocab_size), **sized, **{k: v for k, v in settings.items() if k in known}}
+
+    choice = choose(verb, presets_of(has_tower(tower)), usual, told, count(tokenizer), say)
+    return Beginning(tokenizer, choice, choice.config.get("max_length"))
+
+
+def of_model(verb: Train, tower: str, settings: Mapping[str, Any], count: Callable[[LoadedTokenizer], int], say: Say) -> Beginning:
+    """From a released checkpoint or a run: its page, its settings but for the head, its weights where names and shapes agree."""
+    assert verb.model is not None
+    if verb.preset or verb.tokenizer or verb.vocab_size:
+        raise InputError("--model brings its own size and tokenizer: leave out --preset, --tokenizer and --vocab-size")
+    ready = load(verb.model)
+    net = ready.net
+    if net.towers != (tower,):
+        raise InputError(f"--model {verb.model}: has {' and '.join(net.towers)}, {verb.task} trains a model of one {tower}")
+    arch, config = described(ready)
+    known = {f.name for f in fields(models.PAGES[arch].Config)}
+    if missing := sorted(set(settings) - known):
+        raise InputError(f"--model {verb.model}: the page {arch} has no {', '.join(missing)}, which {verb.task} needs")
+    wanted = {**config, **settings}
+    if verb.dropout is not None and "dropout" in known:
+        wanted["dropout"] = verb.dropout
+    weights = {name: p.detach() for name, p in net.state_dict().items()}
+
+    def start(net: Model) -> None:
+        kept, new = transferred(net, weights)
+        say(f"started from {verb.model}: {kept} tensors taken" + (f"; new: {', '.join(new)}" if new else ""))
+
+    tokens = count(ready.tokenizer)
+    batch_tokens = verb.batch_tokens or 2048
+    say(f"{verb.model}: page {arch}, {tokens:,} training tokens, {batch_tokens:,} a batch")
+    return Beginning(ready.tokenizer, Choice(arch, wanted, batch_tokens, verb.smoothing or 0.0), ready.max_length, start)
+
+
+def described(ready: Any) -> tuple[str, dict[str, Any]]:
+    """(page, settings) of a model that was loaded."""
+    settings = ready.parts.settings
+    arch = next(name for name, page in models.PAGES.items() if type(settings) is page.Config)
+    return arch, asdict(settings)
+
+
+def transferred(net: Model, weights: Mapping[str, Tensor]) -> tuple[int, list[str]]:
+    """Fills in what has the same name and shape; (how many tensors, names of those that start anew)."""
+    own = net.state_dict()
+    same = {name: weights[name] for name, t in own.items() if name in weights and weights[name].shape == t.shape}
+    net.load_state_dict(same, strict=False)
+    return len(same), [name for name in own if name not in same]
