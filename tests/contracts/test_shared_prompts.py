@@ -40,7 +40,7 @@ def uncached(net, ends, source, prompt, draws):
 
 
 @pytest.mark.parametrize("remembered", [0, 10**9], ids=["forgotten", "remembered"])
-@pytest.mark.parametrize("arch", ["gpt2", "llama", "opt", "t5", "bart"], indirect=True)
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "opt", "t5", "bart", "modern-decoder"], indirect=True)
 def test_texts_that_begin_alike_are_as_alone(net, ends, arch, remembered, eager, monkeypatch):
     memory = Prompts(remembered) if remembered else None
     source = torch.arange(4)[None] if ends.two else None

@@ -67,7 +67,7 @@ def trainer(net, ends, folder, optimizer, schedule, accumulate=1) -> Trainer:
 @pytest.mark.parametrize("kind", RECIPES)
 def test_it_trains_and_a_resumed_run_is_the_uninterrupted_one(kind, tiny, ends, tmp_path):
     def run(net, folder):
-        return trainer(net, ends, tmp_path / folder, RECIPES[kind].optimizer(net), RECIPES[kind].schedule())
+        return trainer(net, ends, tmp_path / folder, RECIPES[kind].optimizer, RECIPES[kind].schedule())
 
     torch.manual_seed(0)
     net = tiny(dropout=0.1)
@@ -103,7 +103,7 @@ def test_parts_of_a_batch_add_up_to_the_batch(tiny, ends, tmp_path):
     data, found = corpus(), []
     net = tiny().double()
     for parts in (1, 3, 20):
-        one = trainer(net, ends, tmp_path, Kept(), lambda step, progress: 1.0, parts)
+        one = trainer(net, ends, tmp_path, lambda _: Kept(), lambda step, progress: 1.0, parts)
         one.step(data.batch(np.arange(20)))
         found.append([one.loss_now(), *one.optimizer.grads])
     for other in found[1:]:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plait.data.pairs import Pair
-from plait.data.split import answers, check_disjoint, split_by_source
+from plait.data.split import answers, check_disjoint, held_out, split_by_source
 from plait.errors import InputError
 
 sources = st.lists(st.text("abcdeF é", min_size=1, max_size=3).filter(str.strip), min_size=1, max_size=60)
@@ -58,3 +58,28 @@ def test_impossible_sizes(valid):
 def test_overlap_and_answers():
     assert check_disjoint([Pair("The  door", "x"), Pair("b", "y")], [Pair("the door", "z"), Pair("c", "z")]) == 1
     assert answers([Pair("b", "2"), Pair("a", "1"), Pair("b", "1"), Pair("b", "2")]) == {"b": ["2", "1"], "a": ["1"]}
+
+
+# ---- strata ----
+
+
+def test_of_each_stratum_a_share_is_held_out_and_a_key_is_on_one_side():
+    keys = [f"text {i % 150}" for i in range(300)]
+    strata = ["rare" if i % 150 < 10 else "often" for i in range(300)]
+    held = held_out(keys, strata, 0.1, seed=3)
+    sides: dict[str, set[bool]] = {}
+    for key, out in zip(keys, held, strict=True):
+        sides.setdefault(key, set()).add(out)
+    assert all(len(side) == 1 for side in sides.values())
+    out = {key for key, side in sides.items() if True in side}
+    assert len(out & {f"text {i}" for i in range(10)}) == 1 and len(out) == 15
+    more = held_out([*keys, "new text"], [*strata, "often"], 0.1, seed=3)
+    assert sum(a != b for a, b in zip(held, more, strict=False)) <= 2
+    assert held_out(keys, strata, 0.1, seed=4) != held
+    assert len({key for key, o in zip(keys, held_out(keys, strata, 0.1, 3, most=5), strict=True) if o}) in (5, 6)
+
+
+def test_what_has_a_single_key_is_learned_from():
+    assert held_out(["a", "A ", "b", "c", "d"], ["x", "x", "y", "y", "y"], 0.1, 0).count(True) == 1
+    held = held_out(["a", "A ", "b"], ["x", "x", "y"], 0.1)
+    assert sorted(set(zip(["a", "a", "b"], held, strict=True)))[0][1] != sorted(set(zip(["a", "a", "b"], held, strict=True)))[1][1]

@@ -46,7 +46,7 @@ def toy():
         return Trainer(
             net,
             TeacherForcing(0.1),
-            how.get("optimizer", muon_and_adam)(net),
+            how.get("optimizer", muon_and_adam),
             how.get("schedule") or linear_decay(3),
             corpus.feed(how.get("tokens", 120)),
             how.get("valid") or [corpus_of(random_rows(9, 1)).batch(np.arange(9))],

@@ -23,6 +23,11 @@ def texts(n: int, seed: int) -> list[str]:
     return ["".join(row) for row in np.random.default_rng(seed).choice(list(LETTERS), (n, LENGTH))]
 
 
+def muon_and_adam(net) -> Together:
+    inner = inner_matrices(net)
+    return Together(muon=Muon(inner, 0.03), adam=Adam(others(net, inner), 0.01))
+
+
 @pytest.mark.parametrize("task", ["copy", "reversal"])
 def test_is_learned_to_the_last_symbol(task, tmp_path):
     def answer(text: str) -> str:
@@ -35,12 +40,10 @@ def test_is_learned_to_the_last_symbol(task, tmp_path):
     torch.manual_seed(0)
     shape = dict(d_model=32, n_heads=4, n_layers=1, d_ff=64, dropout=0.0, residual="pre")
     net = build("vaswani", dict(source_vocab=tokenizer.vocab_size, target_vocab=tokenizer.vocab_size, **shape))
-    inner = inner_matrices(net)
-    optimizer = Together(muon=Muon(inner, 0.03), adam=Adam(others(net, inner), 0.01))
     trainer = Trainer(
         net,
         TeacherForcing(0.0),
-        optimizer,
+        muon_and_adam,
         linear_decay(10, hold=0.4),
         corpus.feed(BATCH * (2 * LENGTH + 1)),
         [held.batch(np.arange(len(held)))],

@@ -67,13 +67,13 @@ def test_the_validation_loss_is_the_mean_over_all_tokens(toy, tmp_path):
     """Nats a token over batches of different sizes, without dropout or smoothing, against log-softmax row by row."""
     one = toy(tmp_path / "a", dtype=torch.float64, dropout=0.5)
     rows = [next(iter(one.feed.stream(0, at)))[2] for at in (0, 1)]
-    trainer = toy(tmp_path / "b", dtype=torch.float64, dropout=0.5, valid=[rows[0], rows[1], one.valid[0]])
+    trainer = toy(tmp_path / "b", dtype=torch.float64, dropout=0.5, valid=[rows[0], rows[1], one.judge.valid[0]])
     trainer.net.train()
     found = trainer.valid_loss()
     assert trainer.net.training
     trainer.net.eval()
     nats, tokens = 0.0, 0
-    for batch in trainer.valid:
+    for batch in trainer.judge.valid:
         for i in range(len(batch)):
             source, target = batch.source[i][batch.source_real[i]], batch.target_in[i][batch.target_real[i]]
             logits = trainer.net.heads["lm"](trainer.net(encoder=source[None], decoder=target[None])["decoder"].x)[0]
@@ -112,7 +112,7 @@ def test_the_training_loss_of_a_row_is_that_of_the_steps_since_the_last(toy, tmp
 
 def losses(trainer, values):
     left = iter(values)
-    trainer.valid_loss = lambda: next(left)
+    trainer.judge.loss = lambda: next(left)
     return trainer
 
 
@@ -147,7 +147,7 @@ def test_the_average_is_the_mean_of_the_last_evaluations(n, toy, tmp_path):
     trainer.fit()
     files = sorted(trainer.keeper.folder.glob("step-*.safetensors"))
     assert [int(f.stem.removeprefix("step-")) for f in files] == [3, 5, 7, 8][-n:]
-    found = trainer.averaged()
+    found = trainer.keeper.mean(trainer.settings.average)
     parts = [read_tensors(f)[0] for f in files]
     for name, like in trainer.net.state_dict().items():
         wanted = np.mean([part[name].double().numpy() for part in parts], axis=0)
@@ -159,7 +159,7 @@ def test_the_average_is_the_mean_of_the_last_evaluations(n, toy, tmp_path):
 def test_without_averaging_nothing_is_kept_for_it(toy, tmp_path):
     trainer = toy(tmp_path, Budget(steps=4))
     trainer.fit()
-    assert trainer.averaged() is None and not list(trainer.keeper.folder.glob("step-*"))
+    assert trainer.keeper.mean(trainer.settings.average) is None and not list(trainer.keeper.folder.glob("step-*"))
 
 
 @pytest.mark.parametrize("clip", [1.0, None])

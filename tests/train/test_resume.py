@@ -34,7 +34,7 @@ def ended(trainer) -> dict:
     rows = [{k: row[k] for k in ("step", "valid_loss", "learning_rate", "progress", "epoch", "tokens")} for row in trainer.metrics.rows()]
     files = {path.name: read_tensors(path)[0] for path in sorted(trainer.keeper.folder.glob("*.safetensors"))}
     files["last"] = {name: t for name, t in files.pop("last.safetensors").items() if not name.startswith("rng/cuda")}
-    return {"state": state, "rows": rows, "files": files, "positions": trainer.positions.read_bytes(), "average": trainer.averaged()}
+    return {"state": state, "rows": rows, "files": files, "positions": trainer.positions.read_bytes(), "average": trainer.keeper.mean(trainer.settings.average)}
 
 
 def assert_same(a, b, where=""):
@@ -186,7 +186,7 @@ def test_half_a_line_of_metrics_and_parts_of_files_go(toy, before_step, tmp_path
 def test_a_checkpoint_of_another_format_is_refused(toy, before_step, tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         before_step(toy(tmp_path), 2, ctrl_c).fit()
-    monkeypatch.setattr("plait.train.loop.FORMAT", 7)
+    monkeypatch.setattr("plait.train.keeping.FORMAT", 7)
     with pytest.raises(InputError, match="is a checkpoint of format 1, this version reads format 7"):
         toy(tmp_path).resume()
 

@@ -95,7 +95,7 @@ def plait_step(shape: Shape, name: str, folder: Path, dropout: float) -> Callabl
     loop = Trainer(
         net,
         TeacherForcing(SMOOTHING),
-        recipe.optimizer(net),
+        recipe.optimizer,
         recipe.schedule(),
         RowFeed(BatchOrder(np.ones((1, 2)), 2), lambda rows, epoch: None),  # `loop.step` is called with the batches of the bench
         [],

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from plait.core.stream import Call, Places, Stream
-from plait.core.trunks import Chain, Group, Trunk, grouped, length_of
+from plait.core.trunks import Chain, Group, Trunk, grouped, ids_of, length_of
 
 WORTH = 4096  # entries, copies of which are spared, from which on sharing is faster than copying (docs/log.md)
 BACK = 64  # slots that a window's buffer keeps beyond its reach: so far a text can be taken back
@@ -23,6 +23,7 @@ class Cache:
 
     def __init__(self, max_length: int):
         self.max_length, self.length = max_length, 0
+        self.ids: Tensor | None = None  # [B, max_length] what was given, -1 for padding; None where it was vectors
         self.real: Tensor | None = None  # [B, max_length] bool, once padding has been seen
         self.buffers: dict[tuple, tuple[Tensor, ...]] = {}  # what `pack` makes of keys and values: [B, G, slots, any]
         self.begins: dict[tuple, int] = {}  # the slot of each buffer's first entry
@@ -40,6 +41,9 @@ class Cache:
         cache.length = length_of(chain)
         if chain:
             cache.chains, cache.own = [chain] * rows, [cache.length] * rows
+            if (ids := ids_of(chain)) is not None:
+                cache.ids = ids.new_full((rows, max_length), -1)
+                cache.ids[:, : cache.length] = ids
         return cache
 
     @property
@@ -72,13 +76,19 @@ class Cache:
             raise ValueError(
                 f"the cache holds {self.max_length} entries, {self.length} are taken and {new} more were given: make it longer"
             )
+        before = None
+        if x.ndim == 2:
+            if self.ids is None:
+                self.ids = x.new_full((rows, self.max_length), -1)
+            self.ids[:, self.length : stop] = x if real is None else x.masked_fill(~real, -1)
+            before = self.ids[:, : self.length]
         if real is None and self.real is None:
-            return Stream(x, start=self.length)
+            return Stream(x, start=self.length, before=before)
         if self.real is None:
             self.real = torch.ones(rows, self.max_length, dtype=torch.bool, device=x.device)
         self.real[:, self.length : stop] = True if real is None else real
         positions = (self.real[:, :stop].cumsum(1) - 1).clamp_min(0)[:, self.length :]
-        return Stream(x, self.length, self.real[:, self.length : stop], positions=positions)
+        return Stream(x, self.length, self.real[:, self.length : stop], positions=positions, before=before)
 
     def extend(self, path: tuple, k: Tensor, v: Tensor, call: Call, reach: int | None = None) -> tuple[Tensor, Tensor, Places]:
         """Append [B, G, L, K] keys and values; returns the rows' own that the new entries may see, and where they stand.
@@ -161,7 +171,7 @@ class Cache:
 
         held = {path: self.length - begin for path, begin in self.begins.items()}
         parts = {path: tuple(alone(buffer, held[path]) for buffer in buffers) for path, buffers in self.buffers.items()}
-        return Trunk(offset, self.length - offset, parts)
+        return Trunk(offset, self.length - offset, parts, None if self.ids is None else self.ids[row, offset : self.length].clone())
 
     def once(self, path: tuple, make: Callable[[], Any]) -> Any:
         """What is computed once a source: the keys and values of cross-attention."""
@@ -200,6 +210,8 @@ class Cache:
             self.share()
         for path, buffers in self.buffers.items():
             self.buffers[path] = tuple(self.picked(buffer, rows, self.length - self.begins[path]) for buffer in buffers)
+        if self.ids is not None:
+            self.ids = self.ids[rows]
         if self.real is not None:
             self.real = self.real[rows]
         if self.chains:
@@ -271,6 +283,11 @@ def joined(caches: Sequence[Cache], max_length: int) -> Cache:
             rows[:, begin : out.length] = cache.real[:, padding : cache.length]
     if not bool(real[:, : out.length].all()):
         out.real = real
+    known = [cache.ids for cache in caches if cache.ids is not None]
+    if len(known) == len(caches):
+        out.ids = known[0].new_full((sum(counts), max_length), -1)
+        for cache, ids, padding, rows in zip(caches, known, paddings, out.ids.split(counts), strict=True):
+            rows[:, out.length - (cache.length - padding) : out.length] = ids[:, padding : cache.length]
     if any(cache.chains for cache in caches):
         for cache, count in zip(caches, counts, strict=True):
             out.chains += cache.chains or [()] * count

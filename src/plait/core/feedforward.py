@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from plait.core import fused
 from plait.core.dropout import Dropout
 from plait.core.linear import Linear, affine, plain, project
 from plait.core.stream import Call
@@ -64,29 +65,45 @@ def relu2(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Activation] = {f.__name__: f for f in (relu, relu2, gelu, gelu_tanh, quick_gelu, silu)}
 
 
-class _ReLUFFN(torch.autograd.Function):
-    """relu(x Uᵀ + a) Dᵀ + b for rows x [N, D], the widest tensors of a model written once: ReLU works in place both ways."""
+# Those that fused.c knows, by its numbers; ReLU needs no help.
+FUSED: dict[Activation, int] = {relu2: 2, gelu: 3, gelu_tanh: 4, silu: 5, quick_gelu: 6}
+
+
+class _FusedFFN(torch.autograd.Function):
+    """f(x Uᵀ + a) Dᵀ + b for rows x [N, D], with few passes over the widest tensors of a model.
+
+    ReLU works in place both ways. Of the others (`FUSED`) the derivative takes the place of x Uᵀ, so that going back is one product.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, up: Tensor, a: Tensor | None, down: Tensor, b: Tensor | None) -> Tensor:
-        hidden = affine(x, up, a).relu_()
-        ctx.save_for_backward(x, hidden, up, down)
+    def forward(ctx, x: Tensor, up: Tensor, a: Tensor | None, down: Tensor, b: Tensor | None, kind: int | None) -> Tensor:
+        if kind is None:
+            slope, hidden = None, affine(x, up, a).relu_()
+        else:
+            slope = torch.mm(x, up.t())
+            hidden = fused.activated(kind, slope, a)
+        ctx.save_for_backward(x, hidden, slope, up, down)
         return affine(hidden, down, b)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable  # a second derivative would be wrong without a word
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        x, hidden, up, down = ctx.saved_tensors
+        x, hidden, slope, up, down = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         grad_down = grad.T @ hidden if wanted[3] else None
         inner = grad @ down
-        torch.ops.aten.threshold_backward.grad_input(inner, hidden, 0, grad_input=inner)
+        if slope is None:
+            torch.ops.aten.threshold_backward.grad_input(inner, hidden, 0, grad_input=inner)
+            sums = inner.sum(0) if wanted[2] else None
+        else:
+            sums = fused.scaled(inner, slope)
         return (
             inner @ up if wanted[0] else None,
             inner.T @ x if wanted[1] else None,
-            inner.sum(0) if wanted[2] else None,
+            sums if wanted[2] else None,
             grad_down,
             grad.sum(0) if wanted[4] else None,
+            None,
         )
 
 
@@ -106,7 +123,7 @@ class FFN(nn.Module):
     def forward(self, x: Float[Tensor, "B L D"], call: Call | None = None, path: tuple = ()) -> Float[Tensor, "B L D"]:
         if self.in_place(x):
             up, down = self.up_proj, self.down_proj
-            y = _ReLUFFN.apply(x.flatten(0, -2), up.weight, up.bias, down.weight, down.bias)
+            y = _FusedFFN.apply(x.flatten(0, -2), up.weight, up.bias, down.weight, down.bias, FUSED.get(self.activation))
             return y.view(*x.shape[:-1], -1)  # type: ignore[union-attr]
         if self.gate_proj is None:
             hidden = self.activation(self.up_proj(x))  # [B, L, F]
@@ -117,6 +134,8 @@ class FFN(nn.Module):
 
     def in_place(self, x: Tensor) -> bool:
         """Whether the hidden vectors are nobody else's business: plain weights, no hook on them, no dropout between."""
-        free = self.activation is relu and self.gate_proj is None and not (self.training and self.dropout.p)
-        usual = x.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-        return free and usual and plain(self.up_proj) and plain(self.down_proj)
+        if self.gate_proj is not None or (self.training and self.dropout.p) or not (plain(self.up_proj) and plain(self.down_proj)):
+            return False
+        if self.activation is relu:
+            return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+        return self.activation in FUSED and fused.serves(x, self.up_proj.weight, self.down_proj.weight)

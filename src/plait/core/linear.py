@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from plait.core import init, native
 
@@ -120,6 +121,27 @@ def plain(layer: nn.Module) -> bool:
     return type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
 
 
+class _Project(torch.autograd.Function):
+    """Several layers on the same rows x [N, D]: what goes back to x is summed by the products themselves. W, b, W, b ... follow x."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, *weights: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, *weights[::2])
+        return tuple(affine(x, weight, bias) for weight, bias in zip(weights[::2], weights[1::2], strict=True))  # type: ignore[arg-type]
+
+    @staticmethod
+    @once_differentiable  # a second derivative would be wrong without a word
+    def backward(ctx, *grads: Tensor):  # type: ignore[override]
+        x, *weights = ctx.saved_tensors
+        back, found = None, []
+        for i, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
+            if ctx.needs_input_grad[0]:
+                back = grad @ weight if back is None else back.addmm_(grad, weight)
+            found.append(grad.T @ x if ctx.needs_input_grad[1 + 2 * i] else None)
+            found.append(grad.sum(0) if ctx.needs_input_grad[2 + 2 * i] else None)
+        return back, *found
+
+
 def project(x: Float[Tensor, "... d_in"], *layers: nn.Module) -> Sequence[Tensor]:
     """Each layer applied to the same x; plain `Linear`s share one matrix product, whatever else stands there is called by itself.
 
@@ -129,6 +151,9 @@ def project(x: Float[Tensor, "... d_in"], *layers: nn.Module) -> Sequence[Tensor
     joined = [layer for layer in layers if isinstance(layer, Linear) and plain(layer) and layer.packed is None]
     if len(joined) < len(layers) or len(layers) < 2 or x.numel() < MANY * x.shape[-1]:
         return [layer(x) for layer in layers]
+    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu"):
+        found = _Project.apply(x.flatten(0, -2), *[part for layer in joined for part in (layer.weight, layer.bias)])
+        return [y.view(*x.shape[:-1], -1) for y in found]  # type: ignore[union-attr]
     widths = [layer.weight.shape[0] for layer in joined]
     bias = None
     if any(layer.bias is not None for layer in joined):

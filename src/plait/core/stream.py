@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +10,20 @@ from torch import Tensor
 if TYPE_CHECKING:
     from plait.core.cache import Cache
     from plait.core.kernels import Kernel
+
+
+class cached_property:
+    """As functools has it, without the lock that it still takes in Python 3.11 and that `torch.compile` cannot trace."""
+
+    def __init__(self, make: Callable[[Any], Any]):
+        self.make = make
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, held: Any, owner: type | None = None) -> Any:
+        found = held.__dict__[self.name] = self.make(held)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +77,7 @@ class Stream:
     types: Tensor | None = None  # [B, L] a second id of each entry (BERT's first or second text); None: all 0
     pos: Tensor | None = None  # [B, L, D] position vectors that attention adds to queries and keys (DETR), never to values
     grid: tuple[int, ...] | None = None  # (T, H, W) or (H, W) where the entries form one
+    before: Tensor | None = None  # [B, start] the ids in the slots before these, -1 for padding: for embeddings that look back
 
     @property
     def length(self) -> int:

@@ -24,6 +24,7 @@ class Trunk:
     offset: int
     length: int
     parts: dict[tuple, tuple[Tensor, ...]]
+    ids: Tensor | None = None  # [length]
     shorter: dict[int, "Trunk"] = field(default_factory=dict)
 
     def first(self, length: int) -> "Trunk | None":
@@ -34,7 +35,7 @@ class Trunk:
             return None
         if length not in self.shorter:
             parts = {path: tuple(part[:, :, :length] for part in parts) for path, parts in self.parts.items()}
-            self.shorter[length] = Trunk(self.offset, length, parts)
+            self.shorter[length] = Trunk(self.offset, length, parts, None if self.ids is None else self.ids[:length])
         return self.shorter[length]
 
 
@@ -43,6 +44,12 @@ Chain = tuple[Trunk, ...]  # trunks that follow each other, from where a text be
 
 def length_of(chain: Chain) -> int:
     return sum(trunk.length for trunk in chain)
+
+
+def ids_of(chain: Chain) -> Tensor | None:
+    """The ids of all its entries; None where one of its trunks does not know them."""
+    ids = [trunk.ids for trunk in chain if trunk.ids is not None]
+    return torch.cat(ids) if ids and len(ids) == len(chain) else None
 
 
 def nbytes_of(chains: Iterable[Chain]) -> int:

@@ -89,12 +89,12 @@ class Corpus:
 
         return from_flat(self.sources, self.targets, indices, (self.source_pad, self.target_pad), bos_id=self.bos_id, eos_id=self.eos_id)
 
-    def feed(self, tokens_per_batch: int, seed: int = 0) -> "RowFeed":
-        """All pairs in batches of like length, at most `tokens_per_batch` wide in both sides together."""
+    def feed(self, tokens_per_batch: int, seed: int = 0, places: Sequence[str] | None = None) -> "RowFeed":
+        """All pairs in batches of like length, at most `tokens_per_batch` wide in both sides together; `places` as of `RowFeed`."""
         from plait.data.batches import BatchOrder
         from plait.data.feed import RowFeed
 
-        return RowFeed(BatchOrder(self.lengths, tokens_per_batch, seed), lambda rows, epoch: self.batch(rows))
+        return RowFeed(BatchOrder(self.lengths, tokens_per_batch, seed), lambda rows, epoch: self.batch(rows), places)
 
     @classmethod
     def encode(

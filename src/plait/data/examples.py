@@ -78,9 +78,9 @@ class ExampleSet:
         types = None if self.firsts is None else torch.from_numpy((columns >= self.firsts[rows, None]).astype(np.int64))
         return Examples(torch.from_numpy(ids), torch.from_numpy(real), torch.from_numpy(answers), types)
 
-    def feed(self, tokens_per_batch: int, seed: int = 0) -> RowFeed:
+    def feed(self, tokens_per_batch: int, seed: int = 0, places: Sequence[str] | None = None) -> RowFeed:
         lengths = self.ids.lengths
-        return RowFeed(BatchOrder(np.stack([lengths, np.zeros_like(lengths)], axis=1), tokens_per_batch, seed), self.batch)
+        return RowFeed(BatchOrder(np.stack([lengths, np.zeros_like(lengths)], axis=1), tokens_per_batch, seed), self.batch, places)
 
 
 def _filled(flat: Flat, rows: np.ndarray, real: np.ndarray, other: int) -> np.ndarray:

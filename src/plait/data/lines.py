@@ -72,8 +72,9 @@ class LineFile:
     else: characters such as U+2028 stay inside a line, so that parallel files keep in step.
     """
 
-    def __init__(self, path: Path, encoding: str = "utf-8"):
-        self.path, self.encoding = path, encoding
+    def __init__(self, path: Path, encoding: str = "utf-8", keep_ends: bool = False):
+        """With `keep_ends` a line's text has the end that it has in the file."""
+        self.path, self.encoding, self.keep_ends = path, encoding, keep_ends
         self.n_lines = 0
         self.n_bad = 0
         self.reasons: dict[str, Finding] = {}
@@ -103,7 +104,8 @@ class LineFile:
         return io.BufferedReader(io.BytesIO(text.encode("utf-8", "surrogatepass")))  # type: ignore[arg-type]
 
     def _decoded(self, raw: bytes, offset: int) -> str | None:
-        raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+        if not self.keep_ends:
+            raw = raw.removesuffix(b"\n").removesuffix(b"\r")
         if b"\0" in raw:
             hint = "the file may be UTF-16 without a mark, or no text at all; save it as UTF-8"
             self.bad(self.n_lines, "holds a NUL byte", f"at byte {offset + raw.index(0)} of the file; {hint}")

@@ -2,15 +2,16 @@
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 
 from plait.data.corpus import Flat
 from plait.data.examples import IGNORED, Examples
+from plait.data.feed import JobFeed
 from plait.errors import InputError
 
 
@@ -47,7 +48,7 @@ class Rows:
         return len(self.bounds) - 1
 
 
-class PackedFeed:
+class PackedFeed(JobFeed):
     """Batches of `rows` rows, each `context` predictions wide.
 
     A document with more predictions than that is cut in windows, in each epoch at other places; pieces that are shorter share a row,
@@ -74,12 +75,27 @@ class PackedFeed:
     def batches(self, epoch: int) -> int:
         return -(-len(self.planned(epoch)) // self.rows)
 
-    def stream(self, epoch: int, position: int) -> Iterator[tuple[int, int, Examples]]:
+    @property
+    def fullness(self) -> float:
+        """The share of the first epoch's entries that is no padding."""
+        return self.tokens / (len(self.planned(0)) * self.context)
+
+    def jobs(self, epoch: int, position: int) -> Iterator[tuple[int, int, Callable[[], Examples]]]:
         while True:
-            rows = self.planned(epoch)
-            for at in range(position, self.batches(epoch)):
-                yield epoch, at + 1, self.batch(rows, range(at * self.rows, min((at + 1) * self.rows, len(rows))))
+            rows, batches = self.planned(epoch), self.batches(epoch)
+            if position > batches:
+                raise InputError(f"position {position} of epoch {epoch} does not exist: the epoch has {batches} batches; the data changed")
+            for at in range(position, batches):
+                yield epoch, at + 1, partial(self.batch, rows, range(at * self.rows, min((at + 1) * self.rows, len(rows))))
             epoch, position = epoch + 1, 0
+
+    def where(self, epoch: int, position: int, row: int) -> str:
+        rows = self.planned(epoch)
+        at = (position - 1) * self.rows + row
+        starts = rows.starts[rows.pieces[rows.bounds[at] : rows.bounds[at + 1]]]
+        documents = np.searchsorted(self.documents.texts.offsets, starts, side="right") - 1
+        offsets = starts - self.documents.texts.offsets[documents]
+        return " and ".join(f"document {d} from token {o} on" for d, o in zip(documents, offsets, strict=True))
 
     def all(self) -> Iterator[Examples]:
         """Every prediction once, in the order of the text and cut from its beginning: for validation."""

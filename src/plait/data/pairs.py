@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plait.data.lines import LineFile, read_all
+from plait.data.columns import shown
+from plait.data.lines import LineFile
 from plait.data.report import Report
+from plait.data.tables import json_records
 from plait.errors import InputError
 
 
@@ -124,14 +126,10 @@ def _columns_fault(text: str, n: int, width: int) -> tuple[str, str]:
     if "\r" in text:
         return "bare carriage return in the line", "lines must end with LF or CR LF; convert the line ends"
     if n == 1:
-        return "one column only", f"no tab in {_shown(text)}; expected source TAB target"
+        return "one column only", f"no tab in {shown(text)}; expected source TAB target"
     if width == 2 and n > 2:
         return "more than two columns", f"{n} of them; keep two (cut -f1,2), or name them in a first line with source and target"
     return "number of columns", f"{n}, but the header line names {width}"
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 def _parallel(source: Path, target: Path, report: Report, faults: list[str]) -> Iterator[Pair]:
@@ -163,14 +161,12 @@ def _parallel(source: Path, target: Path, report: Report, faults: list[str]) -> 
 
 def _json(path: Path, report: Report, faults: list[str]) -> Iterator[Pair]:
     file, keys, n_records = LineFile(path), None, 0
-    for number, text in _records(path, file):
+    for number, text in json_records(path, file):
         n_records += 1
-        if text is None:
-            continue
         try:
             record = json.loads(text) if isinstance(text, str) else text
         except (ValueError, RecursionError) as error:
-            file.bad(number, "invalid JSON", f"{error} in {_shown(text)}; expected one object a line")
+            file.bad(number, "invalid JSON", f"{error} in {shown(text)}; expected one object a line")
             continue
         keys = keys or _keys(record)
         answers = _answers(record, keys)
@@ -180,27 +176,9 @@ def _json(path: Path, report: Report, faults: list[str]) -> Iterator[Pair]:
         source, targets = answers
         for target in targets:
             yield Pair(source, target, file.where(number))
-    if not n_records:
+    if not n_records and not file.n_bad:
         faults.append(f"{path}: is empty")
     faults += file.settle(report)
-
-
-def _records(path: Path, file: LineFile) -> Iterator[tuple[int, Any]]:
-    """One record a line; a `.json` file that is one array gives its items, numbered from 1."""
-    first = True
-    for number, text in file:
-        if text is not None and not text.strip():
-            continue
-        if first and text and text.lstrip().startswith("["):
-            try:
-                items = json.loads(read_all(path).decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}: starts like a JSON array, but: {error}; expected one object a line, or one array") from None
-            file.n_lines = len(items)
-            yield from enumerate(items, 1)
-            return
-        first = False
-        yield number, text
 
 
 def _inner(record: Any) -> Any:

@@ -41,6 +41,7 @@ class Report:
     kept: int = 0
     dropped: dict[str, Finding] = field(default_factory=dict)
     noted: dict[str, Finding] = field(default_factory=dict)
+    unit: str = "pairs"
 
     def drop(self, reason: str, where: str = "", count: int = 1) -> None:
         self.dropped.setdefault(reason, Finding()).add(where, count)
@@ -53,7 +54,7 @@ class Report:
         return sum(finding.count for finding in self.dropped.values())
 
     def lines(self) -> Iterable[str]:
-        yield f"{self.step}: {self.kept:,} pairs kept" + (f", {self.n_dropped:,} dropped" if self.dropped else "")
+        yield f"{self.step}: {self.kept:,} {self.unit} kept" + (f", {self.n_dropped:,} dropped" if self.dropped else "")
         for word, findings in (("dropped", self.dropped), ("note", self.noted)):
             for reason, finding in findings.items():
                 yield f"  {word}: {reason}: {finding}"

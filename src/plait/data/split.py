@@ -3,7 +3,7 @@
 import hashlib
 import math
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 
 from plait.data.pairs import Pair
 from plait.errors import InputError
@@ -42,6 +42,24 @@ def split_by_source(pairs: list[Pair], valid: float | int = 0.02, seed: int = 0)
     held_out = {key for _, key in distinct[: min(max(n, 1), len(distinct) - 1)]}
     train = [pair for pair, key in zip(pairs, keys, strict=True) if key not in held_out]
     return train, [pair for pair, key in zip(pairs, keys, strict=True) if key in held_out]
+
+
+def held_out(keys: Sequence[str], strata: Sequence[Hashable], share: float, seed: int = 0, most: int | None = None) -> list[bool]:
+    """Which rows are held out: of each stratum (such as a label) `share` of its distinct keys, by their sha256; about `most` at most.
+
+    All rows of a key are on one side, with the stratum of its first row. A stratum with a single key is all learned from; if that
+    leaves nothing to hold out, one key is.
+    """
+    first: dict[str, Hashable] = {}
+    for key, stratum in zip(map(source_key, keys), strata, strict=True):
+        first.setdefault(key, stratum)
+    share = min(share, most / len(first)) if most else share
+    grouped: dict[Hashable, list[str]] = {}
+    for key in sorted(first, key=lambda key: (_place(key, seed), key)):
+        grouped.setdefault(first[key], []).append(key)
+    held = {key for group in grouped.values() if len(group) > 1 for key in group[: max(1, round(share * len(group)))]}
+    held = held or {next(iter(grouped.values()))[0]}
+    return [source_key(key) in held for key in keys]
 
 
 def check_disjoint(train: Iterable[Pair], valid: Iterable[Pair]) -> int:

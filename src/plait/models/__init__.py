@@ -5,11 +5,28 @@ from types import ModuleType
 from typing import Any
 
 from plait.core.model import Model
-from plait.models import albert, bart, bert, distilbert, gpt2, llama, modern, neox, opt, roberta, t5, vaswani
+from plait.models import (
+    albert,
+    bart,
+    bert,
+    distilbert,
+    gpt2,
+    llama,
+    modern,
+    modern_decoder,
+    modern_encoder,
+    neox,
+    opt,
+    roberta,
+    t5,
+    vaswani,
+)
 
 PAGES: dict[str, ModuleType] = {
     "vaswani": vaswani,
     "modern": modern,
+    "modern-decoder": modern_decoder,
+    "modern-encoder": modern_encoder,
     "bert": bert,
     "roberta": roberta,
     "distilbert": distilbert,

@@ -28,6 +28,29 @@ class Pieces:
     words: list[int | None]
 
 
+def pieces_of(tokenizer: LoadedTokenizer, text: str) -> Pieces:
+    """The ids of `tokenizer.encode`, traced back to the text; InputError where a tokenizer does not say what they stand for."""
+    ids = tokenizer.encode(text)
+    found = tokenizer.backend.encode(text, add_special_tokens=False)
+    spans, words = list[tuple[int, int]](), list[int | None]()
+    for id, span, word in zip(found.ids, found.offsets, found.word_ids, strict=True):
+        if len(spans) < len(ids) and ids[len(spans)] in (id, tokenizer.unk_id):
+            spans.append(span)
+            words.append(word)
+        elif spans:  # one of several unknowns in a row, which the tokenizer gives as one
+            spans[-1] = (spans[-1][0], span[1])
+    if len(spans) != len(ids):
+        raise InputError(f"this tokenizer does not say which characters its ids stand for: {text[:60]!r}")
+    return Pieces(ids, [without_blanks(text, *span) for span in spans], words)
+
+
+def pair_of(tokenizer: LoadedTokenizer, one: Sequence[int], two: Sequence[int]) -> tuple[list[int], int]:
+    """(ids of two texts with what the model wants around them, how many of them belong to the first text)"""
+    before, between, after = tokenizer.added(2)
+    first = [*before, *one, *between]
+    return [*first, *two, *after], len(first)
+
+
 class Encoder:
     """A model of one tower `encoder` with its tokenizer: texts to padded batches of streams, texts of like length together."""
 
@@ -40,25 +63,10 @@ class Encoder:
         return self.tokenizer.wrap(self.tokenizer.encode_marked(text) if marked else self.tokenizer.encode(text))
 
     def pieces(self, text: str) -> Pieces:
-        """The ids of `tokenizer.encode`, traced back to the text; InputError where a tokenizer does not say what they stand for."""
-        ids = self.tokenizer.encode(text)
-        found = self.tokenizer.backend.encode(text, add_special_tokens=False)
-        spans, words = list[tuple[int, int]](), list[int | None]()
-        for id, span, word in zip(found.ids, found.offsets, found.word_ids, strict=True):
-            if len(spans) < len(ids) and ids[len(spans)] in (id, self.tokenizer.unk_id):
-                spans.append(span)
-                words.append(word)
-            elif spans:  # one of several unknowns in a row, which the tokenizer gives as one
-                spans[-1] = (spans[-1][0], span[1])
-        if len(spans) != len(ids):
-            raise InputError(f"this tokenizer does not say which characters its ids stand for: {text[:60]!r}")
-        return Pieces(ids, [without_blanks(text, *span) for span in spans], words)
+        return pieces_of(self.tokenizer, text)
 
     def pair(self, one: Sequence[int], two: Sequence[int]) -> tuple[list[int], int]:
-        """(ids of two texts with what the model wants around them, how many of them belong to the first text)"""
-        before, between, after = self.tokenizer.added(2)
-        first = [*before, *one, *between]
-        return [*first, *two, *after], len(first)
+        return pair_of(self.tokenizer, one, two)
 
     def fault(self, number: int, ids: Sequence[int]) -> str | None:
         """What to tell of an input that is too long to be read whole."""
@@ -141,6 +149,18 @@ class Pooling:
     normalise: bool = False
     max_length: int | None = None  # tokens of a text that are read, special ones counted; the rest is left out, as in training
 
+    def of(self, hidden: Tensor, real: Tensor | None) -> Tensor:
+        """[B, D] of a batch's vectors [B, L, D]; `real` [B, L] is None where nothing is padding."""
+        if self.kind == "cls":
+            out = hidden[:, 0]
+        elif real is None:
+            out = hidden.mean(1) if self.kind == "mean" else hidden.amax(1)
+        elif self.kind == "mean":
+            out = (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp_min(1)
+        else:
+            out = hidden.masked_fill(~real[..., None], float("-inf")).amax(1)
+        return torch.nn.functional.normalize(out, dim=-1) if self.normalise else out
+
 
 class Embedder(Encoder):
     """One float32 vector a text."""
@@ -156,24 +176,13 @@ class Embedder(Encoder):
         rows = [self.cut(self.tokenizer.encode(text)) for text in texts]
         vectors: dict[int, np.ndarray] = {}
         for here, stream in self.batches(rows or [[0]]):  # of no texts, too, the array has a width
-            vectors |= zip(here, self.pooled(self.hidden(stream), stream.real).float().cpu().numpy(), strict=True)
+            vectors |= zip(here, self.pooling.of(self.hidden(stream), stream.real).float().cpu().numpy(), strict=True)
         return np.stack([vectors[i] for i in sorted(vectors)])[: len(rows)]
 
     def cut(self, ids: list[int]) -> list[int]:
         if (room := self.max_length - len(self.tokenizer.wrap([]))) < 1:
             raise InputError(NO_ROOM)
         return self.tokenizer.wrap(ids[:room])
-
-    def pooled(self, hidden: Tensor, real: Tensor | None) -> Tensor:
-        if self.pooling.kind == "cls":
-            out = hidden[:, 0]
-        elif real is None:
-            out = hidden.mean(1) if self.pooling.kind == "mean" else hidden.amax(1)
-        elif self.pooling.kind == "mean":
-            out = (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp_min(1)
-        else:
-            out = hidden.masked_fill(~real[..., None], float("-inf")).amax(1)
-        return torch.nn.functional.normalize(out, dim=-1) if self.pooling.normalise else out
 
 
 @dataclass(frozen=True)

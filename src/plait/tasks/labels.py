@@ -8,7 +8,7 @@ from torch import Tensor
 
 from plait.core.model import Model
 from plait.errors import InputError
-from plait.tasks.encoding import Encoder, Pieces, windows
+from plait.tasks.encoding import Encoder, Pieces, pair_of, windows
 from plait.text.loaded import LoadedTokenizer
 
 OUTSIDE = "O"
@@ -38,12 +38,21 @@ class Classified:
 class Classifier(Encoder):
     """Labels of texts, or of pairs of texts, from the vector of the first entry (Devlin et al. 2019, section 4.1).
 
-    `problem` is "single" (softmax), "multi" (each label by itself) or "regression" (the scores are the values).
+    `problem` is "single" (softmax), "multi" (each label by itself) or "regression" (the scores are the values). With `cut`, the end of
+    what is too long is left out, as it was in training.
     """
 
-    def __init__(self, net: Model, tokenizer: LoadedTokenizer, max_length: int | None, labels: Sequence[str], problem: str = "single"):
+    def __init__(
+        self,
+        net: Model,
+        tokenizer: LoadedTokenizer,
+        max_length: int | None,
+        labels: Sequence[str],
+        problem: str = "single",
+        cut: bool = False,
+    ):
         super().__init__(net, tokenizer, max_length)
-        self.labels, self.problem = labels, problem
+        self.labels, self.problem, self.cut = labels, problem, cut
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str | tuple[str, str]], first: int = 1) -> list[Classified]:
@@ -60,13 +69,11 @@ class Classifier(Encoder):
 
     def row(self, text: str | tuple[str, str]) -> tuple[list[int], int]:
         """(ids of a text or of a pair, how many of them belong to the first text)"""
-        if isinstance(text, str):
-            ids = self.ids(text)
-            return ids, len(ids)
-        if len(text) != 2:
+        if not isinstance(text, str) and len(text) != 2:
             raise InputError(f"{len(text)} texts in one tuple: a tuple is a pair of texts; give several texts as a list")
-        one, two = map(self.tokenizer.encode, text)
-        return self.pair(one, two)
+        parts = [self.tokenizer.encode(part) for part in ((text,) if isinstance(text, str) else text)]
+        ids, count, _ = row_of(self.tokenizer, parts, self.max_length if self.cut else None)
+        return ids, count
 
     def classified(self, scores: Tensor) -> Classified:
         """What the head's scores [labels] mean."""
@@ -76,6 +83,20 @@ class Classifier(Encoder):
         named = dict(zip(self.labels, chances.tolist(), strict=True))
         ranked = sorted(named, key=named.__getitem__, reverse=True)
         return Classified(tuple(ranked[:1] if self.problem == "single" else (name for name in ranked if named[name] > 0.5)), named)
+
+
+def row_of(tokenizer: LoadedTokenizer, parts: Sequence[list[int]], longest: int | None = None) -> tuple[list[int], int, bool]:
+    """(one text or two as the model reads them, how many ids belong to the first one, whether they were cut to `longest`)
+
+    Of two the end of the longer one is left out, of both where each has more than half of the room.
+    """
+    room = sum(map(len, parts)) if longest is None else max(longest - sum(map(len, tokenizer.added(len(parts)))), 0)
+    cut = sum(map(len, parts)) > room
+    if len(parts) == 2:
+        one = parts[0][: max(room - len(parts[1]), (room + 1) // 2)]
+        return *pair_of(tokenizer, one, parts[1][: room - len(one)]), cut
+    ids = tokenizer.wrap(parts[0][:room])
+    return ids, len(ids), cut
 
 
 @dataclass(frozen=True)

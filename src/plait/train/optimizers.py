@@ -6,9 +6,14 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from plait.train.placement import like, local, piece, placed_as, spread, whole
+
 
 class Adam:
-    """Adam with decoupled weight decay (Kingma & Ba 2015; Loshchilov & Hutter 2019), on torch's fused kernel."""
+    """Adam with decoupled weight decay (Kingma & Ba 2015; Loshchilov & Hutter 2019), on torch's fused kernel.
+
+    Of parameters spread over ranks each rank updates its piece.
+    """
 
     def __init__(
         self,
@@ -33,16 +38,16 @@ class Adam:
         names = [name for name, p in self.named.items() if p.grad is not None]
         if not names:
             return
-        params: list[Tensor] = [self.named[name] for name in names]
-        grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
+        params = [local(self.named[name]) for name in names]
+        grads = [local(self.named[name].grad) for name in names]
         if divide is not None and params[0].dtype == torch.float64:  # the kernel takes its divisor in float32
             torch._foreach_div_(grads, divide)
             divide = None
         torch._fused_adamw_(
             params,
             grads,
-            [self.first[name] for name in names],
-            [self.second[name] for name in names],
+            [local(self.first[name]) for name in names],
+            [local(self.second[name]) for name in names],
             [],
             [self.steps.to(p.device) for p in params],
             lr=self.rate * factor,
@@ -92,34 +97,44 @@ class Muon:
     """Momentum, orthogonalised (Jordan et al. 2024): every direction of a matrix moves alike. Matrices of one shape go in one batch.
 
     Updates are scaled by the square root of the matrix's longer side over its shorter one, so that one rate serves all shapes.
+    Of matrices spread over ranks each rank keeps its piece of the momentum; they are put together to be orthogonalised.
     """
 
     def __init__(self, named: Mapping[str, nn.Parameter], rate: float, momentum: float = 0.95, decay: float = 0.0, steps: int = 3):
         self.named, self.rate, self.momentum, self.decay, self.steps = dict(named), rate, momentum, decay, steps
-        groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        groups: dict[tuple, list[str]] = defaultdict(list)
         for name, p in self.named.items():
-            groups[tuple(p.shape)].append(name)
+            groups[placed_as(p)].append(name)
         self.groups = list(groups.values())
-        self.buffers = [torch.stack([torch.zeros_like(self.named[name]) for name in names]) for names in self.groups]
+        self.buffers = [torch.stack([torch.zeros_like(local(self.named[name].detach())) for name in names]) for names in self.groups]
 
     @torch.no_grad()
     def step(self, factor: float, divide: Tensor | None = None) -> None:
         for names, buffer in zip(self.groups, self.buffers, strict=True):
-            params: list[Tensor] = [self.named[name] for name in names]
-            grads = torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in params])
+            named = [self.named[name] for name in names]
+            params = [local(p) for p in named]
+            grads = torch.stack(
+                [torch.zeros_like(mine) if p.grad is None else local(p.grad) for p, mine in zip(named, params, strict=True)]
+            )
             if divide is not None:
                 grads.div_(divide)
             buffer.lerp_(grads, 1 - self.momentum)
-            update = orthogonalised(grads.lerp_(buffer, self.momentum), self.steps)  # Nesterov
-            scale = (max(params[0].shape) / min(params[0].shape)) ** 0.5
+            updates = self.orthogonalised(grads.lerp_(buffer, self.momentum), named)  # Nesterov
+            scale = (max(named[0].shape) / min(named[0].shape)) ** 0.5
             rate = self.rate * factor
             if self.decay:
                 torch._foreach_mul_(params, 1 - rate * self.decay)
-            torch._foreach_add_(params, list(update.unbind()), alpha=-rate * scale)
+            torch._foreach_add_(params, updates, alpha=-rate * scale)
+
+    def orthogonalised(self, stacked: Tensor, named: list[nn.Parameter]) -> list[Tensor]:
+        if not spread(named[0]):
+            return list(orthogonalised(stacked, self.steps).unbind())
+        full = torch.stack([whole(like(mine, p)) for mine, p in zip(stacked, named, strict=True)])
+        return [piece(one, p) for one, p in zip(orthogonalised(full, self.steps), named, strict=True)]
 
     def state(self) -> dict[str, Tensor]:
         return {
-            f"momentum.{name}": row
+            f"momentum.{name}": like(row, self.named[name])
             for names, buffer in zip(self.groups, self.buffers, strict=True)
             for name, row in zip(names, buffer, strict=True)
         }

@@ -2,7 +2,13 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from plait.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -46,3 +52,27 @@ class State:
     row_step: int = -1  # step of the last line of metrics.jsonl
     tokens: int = 0
     finished: bool = False
+
+
+class Positions:
+    """The file of each step's place in the schedule, written before the step: a resumed run takes the same steps again."""
+
+    def __init__(self, path: Path, step: int, fresh: bool, wanted: bool):
+        self.path = path
+        self.file = open(path, "wb" if fresh or not path.exists() else "r+b", buffering=0) if wanted else None  # noqa: SIM115
+        if self.file is not None:
+            self.file.seek(8 * step)
+
+    def note(self, progress: float, kept: Callable[[], str]) -> None:
+        try:
+            if self.file is not None:
+                self.file.write(np.float64(progress).tobytes())
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written: {error.strerror}; the last good state is {kept()}") from None
+
+    def __enter__(self) -> "Positions":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()

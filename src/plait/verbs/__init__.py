@@ -45,6 +45,9 @@ class Verb(NamedTuple):
 
 VERBS = {
     "train": Verb("plait.verbs.train", "Train", "Train a model on your own data, from files to a run folder."),
+    "doctor": Verb(
+        "plait.verbs.doctor", "Doctor", "Examine a training run before it starts: overfit one batch, and name what is silently wrong."
+    ),
     "run": Verb("plait.verbs.run", "Run", "Put a model to use: answers on stdout, one for each input."),
     "eval": Verb("plait.verbs.eval", "Eval", "Score a model on data with right answers (one JSON object on stdout)."),
     "inspect": Verb("plait.verbs.inspect", "Inspect", "Show what a model attends to: a page to explore (.html) or a heat map (.png)."),

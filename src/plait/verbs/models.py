@@ -47,7 +47,8 @@ class Models:
                 facts = {"model": (page.__doc__ or "").strip().partition("\n")[0], "tasks": tasks(arch, page), "opens": opens(page)}
                 for size, config in page.PRESETS.items():
                     # Released models have a vocabulary; those that are only trained here are counted for the one asked for.
-                    vocab = models.vocabulary(arch, self.vocab_size, self.vocab_size, "all") if models.of_pairs(arch) else {}
+                    own = hasattr(page, "KEYS") and not models.of_pairs(arch)
+                    vocab = {} if own else models.vocabulary(arch, self.vocab_size, self.vocab_size, "all")
                     total = parameters(models.build(arch, {**config, **vocab}))
                     rows.append({"preset": f"{arch}-{size}", "parameters": total, "shape": config, "page": arch, **facts})
         return rows
@@ -60,14 +61,14 @@ def tasks(arch: str, page: ModuleType) -> dict[str, list[str]]:
     """
     from plait.hub.checkpoints import kind_of
     from plait.hub.ready import Parts
-    from plait.models import of_pairs
+    from plait.models import of_pairs, vocabulary
     from plait.weights.certificate import Certificate
 
     found: dict[str, list[str]] = {"translation": []} if of_pairs(arch) else {}
     heads = next((get_args(f.type) for f in fields(page.Config) if f.name == "head"), ())
-    for head, table in product([{"head": head} for head in heads] or [{}], getattr(page, "KEYS", ())):
-        settings = page.Config(**page.PRESETS["tiny"], **head)
-        net, config = page.build(settings), _config(table, settings)
+    for head, table in product([{"head": head} for head in heads] or [{}], getattr(page, "KEYS", () if found else (None,))):
+        settings = page.Config(**{**vocabulary(arch, 64, 64), **page.PRESETS["tiny"], **head})
+        net, config = page.build(settings), {} if table is None else _config(table, settings)
         if kind := kind_of(net):
             names = found.setdefault(kind(Parts(Path(), net, None, Certificate("", {}), config=config)).task, [])
             names += [name for name in config.get("architectures", ()) if name not in names]

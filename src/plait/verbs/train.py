@@ -10,21 +10,27 @@ from plait.verbs import positional
 from plait.verbs.numbers import number_faults
 
 BUDGET = ("minutes", "steps", "epochs")
-POSITIVE = (*BUDGET, *"learning_rate warmup batch_tokens vocab_size accumulate average evaluations patience save_seconds threads".split())
-LESSONS = {"translation": "translation", "language-model": "language"}  # task -> the module of plait.verbs.lessons
-FREE = {"out", "resume", "threads", "quiet", "save_seconds", "tensorboard", "wandb"}  # may differ between a run and its resumption
+POSITIVE = (*BUDGET, *"learning_rate warmup batch_tokens vocab_size accumulate average evaluations patience save_seconds threads tensor".split())
+LESSONS = {"translation": "translation", "language-model": "language", "masked-lm": "masked", "classify": "classify", "tag": "tag", "answer": "answer", "embed": "embed"}  # task -> the module of plait.verbs.lessons
+# These may differ between a run and its resumption.
+FREE = {"out", "resume", "workers", "check", "threads", "quiet", "save_seconds", "parallel", "tensor", "tensorboard", "wandb"}
 
 
 @dataclass
 class Train:
     """Train a model on your own data, from files to a run folder."""
 
-    task: Annotated[Literal["translation", "language-model"], positional, "what is learned"]
+    task: Annotated[Literal["translation", "language-model", "masked-lm", "classify", "tag", "answer", "embed"], positional, "what is learned"]
     out: Annotated[Path, "RUN", "the run folder to make"]
     data: Annotated[
         list[str], "FILES", "text, CSV, TSV, JSON lines or parquet, each also .gz; pairs also .po and .mo; or a built-in set's name"
     ] = field(default_factory=list)
     valid: Annotated[list[str], "FILES", "for validation; default: some of the data is held out"] = field(default_factory=list)
+    columns: Annotated[list[str], "NAME=COLUMN", "which column holds what, such as text=Body label=Topic; or numbers, from 1"] = field(
+        default_factory=list
+    )
+    documents: Annotated[Literal["file", "line"], "of a text file for a language model: all of it is one document, or each line"] = "file"
+    whole_words: Annotated[bool, "hide all tokens of a word together, for a masked language model"] = False
     minutes: Annotated[float | None, "wall time from the start of the process"] = None
     steps: Annotated[int | None, "optimizer steps"] = None
     epochs: Annotated[float | None, "passes over the data"] = None
@@ -55,14 +61,20 @@ class Train:
     precision: Annotated[Literal["float32", "bfloat16", "float16"], "of products; float16 with loss scaling"] = "float32"
     recompute: Annotated[bool, "keep no activations inside blocks, compute them again: less memory, a third more work"] = False
     compile: Annotated[bool, "compile the training step (torch.compile): slow to start, faster to run"] = False
+    workers: Annotated[int, "threads that make batches ahead of the training step; they come out the same and in the same order"] = 0
     evaluations: Annotated[int, "evaluations spread over the budget"] = 20
     patience: Annotated[int | None, "stop after so many evaluations without a better validation loss"] = None
     save_seconds: Annotated[float, "seconds between checkpoints"] = 60.0
+    parallel: Annotated[
+        Literal["ddp", "fsdp", "tp", "fsdp+tp"] | None, "under torchrun: copies (default), shards, cut matrices, or both; see docs/scale.md"
+    ] = None
+    tensor: Annotated[int | None, "with --parallel tp or fsdp+tp: ranks that share a matrix"] = None
     tensorboard: Annotated[bool, "event files for TensorBoard in RUN/tensorboard"] = False
     wandb: Annotated[str | None, "PROJECT", "log to Weights & Biases as well"] = None
     seed: Annotated[int, "of everything that is random"] = 0
     threads: Annotated[int | None, "CPU threads; default: all cores"] = None
     resume: Annotated[bool, "go on with the run in --out, exactly where it stopped"] = False
+    check: Annotated[bool, "examine the run first, as `plait doctor` does, and do not start it with a fault"] = False
     quiet: Annotated[bool, "no progress"] = False
 
     def run(self) -> dict[str, Any]:
@@ -80,7 +92,7 @@ class Train:
         if len(chosen) != 1:
             had = "none was given" if not chosen else f"{' and '.join('--' + name for name in chosen)} were given"
             faults.append(f"one budget is needed, --minutes, --steps or --epochs: {had}")
-        faults += number_faults(self, POSITIVE, ("weight_decay", "clip", "seed"))
+        faults += number_faults(self, POSITIVE, ("weight_decay", "clip", "seed", "workers"))
         for name in ("dropout", "smoothing", "ema"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
@@ -103,7 +115,7 @@ class Train:
         faults, values = number_faults(self, ("save_seconds", "threads")), {}
         for f in fields(self):
             now, then = getattr(self, f.name), saved.get(f.name)
-            default = [] if f.name in ("data", "valid") else f.default
+            default = [] if f.name in ("data", "valid", "columns") else f.default
             if f.name in FREE or f.name not in saved:
                 values[f.name] = now
                 continue

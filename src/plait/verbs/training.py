@@ -11,13 +11,16 @@ from plait import __version__, models
 from plait.core.model import Model, parameters
 from plait.errors import InputError
 from plait.hub import runs
+from plait.train import parallel
 from plait.train.allocator import keep_freed_memory
 from plait.train.checkpoints import read_tensors, write_json, write_tensors
+from plait.train.keeping import filled
 from plait.train.log import MetricsFile, Reporter
 from plait.train.loop import Interrupted, Trainer
 from plait.train.recipes import recipe_for
 from plait.train.state import Budget, Settings, State
 from plait.train.trackers import TensorBoard, Tracker, WeightsAndBiases
+from plait.verbs.doctor import check_first
 from plait.verbs.lessons.lesson import Lesson, Say
 from plait.verbs.train import LESSONS, Train
 
@@ -38,13 +41,19 @@ def model_of(verb: Train, lesson: Lesson) -> Model:
     return net
 
 
-def train(verb: Train, age: float) -> dict[str, Any]:
-    """`age`: seconds the process had already lived, for `--minutes`."""
+def train(verb: Train, age: float) -> dict[str, Any] | None:
+    """`age`: seconds the process had already lived, for `--minutes`. Of several ranks the first returns what there is to say."""
     started = time.perf_counter() - age
     if verb.threads:
         torch.set_num_threads(verb.threads)
     keep_freed_memory()
-    reporter = Reporter(verb.quiet)
+    with parallel.start(verb.parallel, verb.tensor) as team:
+        done = train_on(team, verb, started)
+    return done if team.first else None
+
+
+def train_on(team: parallel.Team, verb: Train, started: float) -> dict[str, Any]:
+    reporter = Reporter(verb.quiet or not team.first)
     say, out = reporter.say, verb.out
     saved = runs.read_config(out) if verb.resume else None
     lesson = lesson_of(verb, saved, say)
@@ -52,18 +61,23 @@ def train(verb: Train, age: float) -> dict[str, Any]:
         raise InputError(
             f"{', '.join(verb.data)}: the data changed since this run began; put the old files back, or start a new run with another --out"
         )
-    net = model_of(verb, lesson).to("cuda" if torch.cuda.is_available() else "cpu")
+    settings = {f"--{name.replace('_', '-')}": value for name, value in verb.saved().items()}
+    team.agree({"plait": __version__, "torch": torch.__version__, "data": lesson.fingerprint, **settings})
+    net = model_of(verb, lesson).to(team.device)
     recipe = recipe_for(verb, lesson.recipe, lesson.config.get("d_model", 512))
-    if not saved:
+    if verb.check and not saved:
+        check_first(verb, lesson, net, recipe)
+    if not saved and team.first:
         out.mkdir(parents=True, exist_ok=True)
         lesson.keep(out)
         described = {"format": runs.FORMAT, "plait": __version__, "task": verb.task, "arch": lesson.arch, "config": lesson.config}
         described |= lesson.notes | {"data_fingerprint": lesson.fingerprint}
         write_json(out / runs.CONFIG, {**described, "recipe": recipe.described(), "train": verb.saved()})
+    team.barrier()
     trainer = Trainer(
         net,
         lesson.objective,
-        recipe.optimizer(net),
+        recipe.optimizer,
         recipe.schedule(),
         lesson.feed,
         lesson.valid,
@@ -72,7 +86,8 @@ def train(verb: Train, age: float) -> dict[str, Any]:
         out,
         reporter,
         lesson.measure,
-        trackers_of(verb),
+        trackers_of(verb) if team.first else (),
+        team,
     )
     if saved:
         trainer.resume()
@@ -109,21 +124,27 @@ def trackers_of(verb: Train) -> list[Tracker]:
 
 def finish(out: Path, net: Model, trainer: Trainer, state: State, say: Say) -> dict[str, Any]:
     """The best of what was evaluated, or the average of the last weights where that is better, becomes the model."""
-    best, note = read_tensors(trainer.keeper.best)
+    keeper, team, last = trainer.keeper, trainer.team, trainer.settings.average
+    keeper.wait()
+    team.barrier()  # the first rank's files are read by all
+    best, note = read_tensors(keeper.best)
     chosen, valid_loss = f"step {note['step']}", state.best
-    if (mean := trainer.averaged()) is not None:
-        net.load_state_dict(mean)
+    trainer.average = trainer.judge.average = None  # its weights are those that were kept
+    if (mean := keeper.mean(last) if last > 1 else None) is not None:
+        filled(net.state_dict(), mean, keeper.folder)
         if (averaged := trainer.valid_loss()) < valid_loss:
-            best, chosen, valid_loss = mean, f"the average of the last {trainer.settings.average} evaluations", averaged
-    net.load_state_dict(best)
-    write_tensors(out / runs.WEIGHTS, best, {"chosen": chosen})
-    from plait.train.curves import draw_curves
+            best, chosen, valid_loss = mean, f"the average of the last {last} evaluations", averaged
+    filled(net.state_dict(), best, keeper.best)
+    with trainer.judge.judging():
+        figures = trainer.judge.figures()
+    if team.first:
+        write_tensors(out / runs.WEIGHTS, best, {"chosen": chosen})
+        from plait.train.curves import draw_curves
 
-    if not draw_curves(MetricsFile(out / "metrics.jsonl").rows(), out / "curves.png"):
-        say("no curves.png: matplotlib is not installed (pip install 'plait[plot]')")
+        if not draw_curves(MetricsFile(out / "metrics.jsonl").rows(), out / "curves.png"):
+            say("no curves.png: matplotlib is not installed (pip install 'plait[plot]')")
     for tracker in trainer.trackers:
         tracker.close()
-    figures = trainer.figures()
     told = "".join(f", {name} {value:.4f}" for name, value in figures.items())
     say(f"kept the weights of {chosen}: validation loss {valid_loss:.4f} nats{told}; {state.step:,} steps in {state.seconds:,.0f} s")
     epochs = state.epoch + state.position / trainer.feed.batches(state.epoch)

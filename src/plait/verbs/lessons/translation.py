@@ -112,7 +112,7 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
     corpus, valid = (Corpus.encode(part, source, target, context, context) for part in (data.train, data.valid))
     say(str(corpus.report))
     choice = Choice.of(saved) if saved else chosen(verb, source, target, int(corpus.lengths.sum()), say)
-    feed = corpus.feed(choice.batch_tokens, verb.seed)
+    feed = corpus.feed(choice.batch_tokens, verb.seed, [p.where for p in data.train])
     say(f"label smoothing {choice.smoothing:g}, {choice.batch_tokens:,} tokens a batch")
     say(f"{len(corpus):,} pairs to learn from, {len(valid):,} to validate")
 
