@@ -77,3 +77,26 @@ def test_masks_are_values():
     assert Window(3) == Window(3) != Window(3, 1)
     assert causal & Window(3) == Both(Causal(), Window(3))
     assert len({Window(3), Window(3), Prefix(3), causal & Prefix(2), causal & Prefix(2)}) == 3
+
+
+def test_what_is_left_among_the_places_hides_the_same():
+    """`within` takes away a window that hides nothing, and only then; in every case what is left allows what the whole allowed."""
+    left = {True: 0, False: 0}
+    for q_start, q_length, k_start, k_length in [(0, 6, 0, 6), (5, 1, 0, 6), (3, 4, 2, 6), (0, 4, 0, 9), (9, 2, 3, 8)]:
+        q, k = Places(q_length, q_start), Places(k_length, k_start)
+        for before in range(10):
+            for mask in (
+                Window(before),
+                Window(before, 2),
+                Window(before, None),
+                causal & Window(before, None),
+                Window(before, 9) & causal,
+            ):
+                found = mask.within(q, k)
+                whole = mask.allows(q, k).expand(q.length, k.length)
+                assert torch.equal(whole, torch.ones_like(whole) if found is None else found.allows(q, k).expand_as(whole))
+                left[found is mask] += 1
+    assert min(left.values()) > 20
+    assert (causal & Window(5, None)).within(Places(6), Places(6)) is causal and (causal & Window(4, None)).within(
+        Places(6), Places(6)
+    ) is not causal

@@ -83,3 +83,8 @@ def test_what_has_a_single_key_is_learned_from():
     assert held_out(["a", "A ", "b", "c", "d"], ["x", "x", "y", "y", "y"], 0.1, 0).count(True) == 1
     held = held_out(["a", "A ", "b"], ["x", "x", "y"], 0.1)
     assert sorted(set(zip(["a", "a", "b"], held, strict=True)))[0][1] != sorted(set(zip(["a", "a", "b"], held, strict=True)))[1][1]
+
+
+def test_a_key_with_two_strata_counts_to_that_of_its_first_row():
+    for seed in range(20):
+        assert not held_out(["a", "a", "c", "b"], ["x", "y", "x", "y"], 0.1, seed)[3]

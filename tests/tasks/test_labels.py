@@ -10,9 +10,11 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from plait.errors import InputError
 from plait.models import bert
 from plait.tasks.encoding import Encoder, windows
-from plait.tasks.labels import Entity, entities
+from plait.tasks.labels import Entity, entities, row_of
 from plait.text.loaded import LoadedTokenizer
+from plait.text.saving import with_roles
 from plait.text.special import SpecialTokens
+from plait.text.training import train_tokenizer
 
 # ---- schemes ----
 
@@ -134,3 +136,20 @@ def test_windows_cover_a_text_and_overlap_by_half(length, room):
     assert max(length, 1) / room <= len(found) <= 2 * length / room + 1
     with pytest.raises(InputError):
         windows(length, 0)
+
+
+# ---- what is cut ----
+
+
+@pytest.mark.parametrize("longest", range(5, 30))
+def test_what_is_too_long_is_cut_where_it_is_longer(longest):
+    tokenizer = with_roles(train_tokenizer("characters", ["abc"]), "<s>", "</s>")
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    backend.enable_truncation(longest, strategy="longest_first")
+    for one, two in (("a" * 3, "b" * 18), ("a" * 18, "b" * 3), ("a" * 11, "b" * 11), ("a" * 2, "b" * 2), ("a" * 10, "b" * 17)):
+        ids, first, cut = row_of(tokenizer, [tokenizer.encode(one), tokenizer.encode(two)], longest)
+        theirs = backend.encode(one, two)
+        assert len(ids) == len(theirs.ids) <= longest and cut == (len(one) + len(two) + 3 > longest)
+        assert abs(first - theirs.type_ids.index(1)) <= 1  # an odd place may go to either
+    ids, first, cut = row_of(tokenizer, [tokenizer.encode("c" * 20)], longest)
+    assert ids == backend.encode("c" * 20).ids and first == len(ids) and cut == (longest < 22)

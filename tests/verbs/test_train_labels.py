@@ -11,7 +11,19 @@ from plait.hub import load
 from plait.verbs.eval import Eval
 from plait.verbs.lessons import answer, classify, embed, tag
 
-SMALL = ["--preset", "modern-encoder-tiny", "--batch-tokens", "512", "--warmup", "5", "--evaluations", "2", "--tokenizer", "words", "--quiet"]
+SMALL = [
+    "--preset",
+    "modern-encoder-tiny",
+    "--batch-tokens",
+    "512",
+    "--warmup",
+    "5",
+    "--evaluations",
+    "2",
+    "--tokenizer",
+    "words",
+    "--quiet",
+]
 WORDS = {"fruit": "apple pear plum fig lime", "tool": "saw axe drill file rasp", "bird": "wren crow owl duck gull"}
 WORDS = {kind: names.split() for kind, names in WORDS.items()}
 FILL = "the a some of with and then there".split()

@@ -86,7 +86,8 @@ class Attention(nn.Module):
         """For keys at `places`; the queries are the new entries' unless given."""
         queries = call.stream.places if queries is None else queries
         bias = None if shared is None else shared(None, queries, places)
-        return call.kernel.lower(self.mask, queries, places, bias)
+        mask = None if self.mask is None else self.mask.within(queries, places)
+        return call.kernel.lower(mask, queries, places, bias)
 
     def trunks(self, call: Call) -> list[Group]:
         """What comes before the rows' own keys, kept once for all rows that begin with it."""

@@ -1,6 +1,7 @@
 """A block is an ordered set of named residual steps; a stack is blocks, one after another."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -55,10 +56,14 @@ class Stack(nn.ModuleList):
     def forward(self, x: Tensor, call: Call, path: tuple) -> Tensor:
         for depth, i in enumerate(self.order):
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(self[i], x, call, (*path, depth), use_reentrant=False)  # type: ignore[assignment]
+                x = checkpoint(self._alone, i, x, call, (*path, depth), use_reentrant=False)  # type: ignore[assignment]
             else:
                 x = self[i](x, call, (*path, depth))
         return x
+
+    def _alone(self, i: int, x: Tensor, call: Call, path: tuple) -> Tensor:
+        """A block that shares nothing with those before it: what it computes again must not find what it computed the first time."""
+        return self[i](x, replace(call, memo=dict(call.memo)), path)
 
 
 class PerLayer:

@@ -18,35 +18,11 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float):
         """hidden [N, D], weight [V, D], targets [N] -> (sum of smoothed losses, sum of plain negative log-likelihoods)."""
-        wanted = any(ctx.needs_input_grad[:3])
-        vocabulary = weight.shape[0]
-        grad_hidden, grad_weight = (torch.empty_like(hidden), torch.zeros_like(weight)) if wanted else (None, None)
-        grad_bias = torch.zeros_like(bias) if wanted and bias is not None else None
-        total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-        plain = torch.zeros_like(total)
-        for start in range(0, len(hidden), rows := max(1, CHUNK // vocabulary)):
-            h, t = hidden[start : start + rows], targets[start : start + rows, None]
-            e = F.linear(h, weight, bias)  # [n, V]
-            largest, at_target = e.amax(-1, keepdim=True), e.gather(1, t)
-            mean = e.sum() / vocabulary if smoothing else None
-            s = e.sub_(largest).exp_().sum(-1, keepdim=True)
-            log_z = s.log().add_(largest)
-            nll = (log_z - at_target).sum()
-            plain += nll
-            total += nll if mean is None else (1 - smoothing) * nll + smoothing * (log_z.sum() - mean)
-            if grad_hidden is None or grad_weight is None:
-                continue
-            e.scatter_add_(1, t, (smoothing - 1) * s)
-            torch.mm(e, weight, out=grad_hidden[start : start + rows]).div_(s)
-            grad_weight.addmm_(e.T, h / s)
-            if grad_bias is not None:
-                grad_bias.addmv_(e.T, (1 / s)[:, 0])
-        if smoothing and grad_hidden is not None and grad_weight is not None:
-            grad_hidden.sub_(weight.sum(0), alpha=smoothing / vocabulary)
-            grad_weight.sub_(hidden.sum(0), alpha=smoothing / vocabulary)
-            if grad_bias is not None:
-                grad_bias.sub_(smoothing * len(hidden) / vocabulary)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        half = half_of(hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            found = _sums(hidden.to(weight.dtype), weight, bias, targets, smoothing, any(ctx.needs_input_grad[:3]), half)
+        total, plain, *grads = found
+        ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(plain)
         return total, plain
 
@@ -55,6 +31,57 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, upstream: Tensor, _plain: Tensor):
         grads = [g if g is None else g * upstream for g in ctx.saved_tensors]
         return *grads, None, None
+
+
+def half_of(device: torch.device) -> torch.dtype | None:
+    """What products are rounded to under autocast. Float16 has no room for them: the loss's gradients are not yet scaled here."""
+    if not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.bfloat16 if torch.get_autocast_dtype(device.type) == torch.bfloat16 else None
+
+
+def _sums(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float, wanted: bool, half: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """(total, plain, gradients of hidden, weight and bias where they are wanted); with `half` products are in that type, sums are not."""
+    vocabulary = weight.shape[0]
+    grad_hidden, grad_weight = (torch.empty_like(hidden), torch.zeros_like(weight)) if wanted else (None, None)
+    grad_bias = torch.zeros_like(bias) if wanted and bias is not None else None
+    total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+    plain = torch.zeros_like(total)
+    short = None if half is None else weight.to(half)
+    for start in range(0, len(hidden), rows := max(1, CHUNK // vocabulary)):
+        h, t = hidden[start : start + rows], targets[start : start + rows, None]
+        if short is None:
+            e = F.linear(h, weight, bias)  # [n, V]
+        else:
+            e = F.linear(h.to(half), short).to(weight.dtype)
+            e = e if bias is None else e.add_(bias)
+        largest, at_target = e.amax(-1, keepdim=True), e.gather(1, t)
+        mean = e.sum() / vocabulary if smoothing else None
+        s = e.sub_(largest).exp_().sum(-1, keepdim=True)
+        log_z = s.log().add_(largest)
+        nll = (log_z - at_target).sum()
+        plain += nll
+        total += nll if mean is None else (1 - smoothing) * nll + smoothing * (log_z.sum() - mean)
+        if grad_hidden is None or grad_weight is None:
+            continue
+        e.scatter_add_(1, t, (smoothing - 1) * s)
+        if short is None:
+            torch.mm(e, weight, out=grad_hidden[start : start + rows]).div_(s)
+            grad_weight.addmm_(e.T, h / s)
+        else:
+            p = (e / s).to(half)
+            grad_hidden[start : start + rows] = p @ short
+            grad_weight += p.T @ h.to(half)
+        if grad_bias is not None:
+            grad_bias.addmv_(e.T, (1 / s)[:, 0])
+    if smoothing and grad_hidden is not None and grad_weight is not None:
+        grad_hidden.sub_(weight.sum(0), alpha=smoothing / vocabulary)
+        grad_weight.sub_(hidden.sum(0), alpha=smoothing / vocabulary)
+        if grad_bias is not None:
+            grad_bias.sub_(smoothing * len(hidden) / vocabulary)
+    return total, plain, grad_hidden, grad_weight, grad_bias
 
 
 def linear_cross_entropy(

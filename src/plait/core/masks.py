@@ -23,6 +23,10 @@ class Mask:
         """bool, broadcastable to [B, 1, L, S]; True where the query may see the key."""
         raise NotImplementedError
 
+    def within(self, q: Places, k: Places) -> "Mask | None":
+        """What is left of the mask among these: a window that is wider than all of them hides nothing. None: nothing is left."""
+        return self
+
     def __and__(self, other: "Mask") -> "Mask":
         return Both(self, other)
 
@@ -41,6 +45,12 @@ class Both(Mask):
 
     def allows(self, q: Places, k: Places) -> Tensor:
         return self.a.allows(q, k) & self.b.allows(q, k)
+
+    def within(self, q: Places, k: Places) -> Mask | None:
+        a, b = self.a.within(q, k), self.b.within(q, k)
+        if a is None or b is None:
+            return b if a is None else a
+        return self if a is self.a and b is self.b else Both(a, b)
 
 
 @dataclass(frozen=True)
@@ -62,10 +72,10 @@ class Causal(Mask):
 
 @dataclass(frozen=True)
 class Window(Mask):
-    """A query sees keys at most `before` slots back and `after` slots ahead (Mistral's window of W: before = W - 1, after = 0)."""
+    """A query sees keys at most `before` slots back and `after` ahead, None: any (Mistral's window of W: causal & Window(W - 1, None))."""
 
     before: int
-    after: int = 0
+    after: int | None = 0
 
     @property
     def reach(self) -> int | None:
@@ -73,7 +83,12 @@ class Window(Mask):
 
     def allows(self, q: Places, k: Places) -> Tensor:
         distance = q.slots[:, None] - k.slots[None, :]
-        return (distance <= self.before) & (distance >= -self.after)
+        near = distance <= self.before
+        return near if self.after is None else near & (distance >= -self.after)
+
+    def within(self, q: Places, k: Places) -> Mask | None:
+        all_before = self.before >= q.stop - 1 - k.start
+        return None if all_before and (self.after is None or self.after >= k.stop - 1 - q.start) else self
 
 
 @dataclass(frozen=True)

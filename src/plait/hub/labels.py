@@ -70,7 +70,8 @@ class TagModel(Ready):
 class AnswerModel(Ready):
     """Where in a context the answer to a question stands: `Answer`, or with `n_best` a list of them, best first.
 
-    Several questions go with one context or with as many. `null_threshold` and `max_answer_tokens` are those of `Answerer`.
+    Several questions go with one context or with as many. `null_threshold` and `max_answer_tokens` are those of `Answerer`; a run that
+    learned from questions without an answer has a threshold of its own.
     """
 
     task = "answer"
@@ -84,6 +85,7 @@ class AnswerModel(Ready):
         contexts = [context] * len(questions) if isinstance(context, str) else context
         if len(contexts) != len(questions):
             raise InputError(f"{len(questions)} questions with {len(contexts)} contexts: give one context, or one for each question")
+        options = {"null_threshold": self.config.get("null_threshold"), **options}
         found = self.answer(questions, contexts, n_best or 1, **options)
         found = found if n_best else [answers[0] for answers in found]
         return found[0] if isinstance(question, str) else found
@@ -100,6 +102,7 @@ class AnswerModel(Ready):
         """(line, JSON) of each question on `context`, for the command line; without one, each text is an object that holds both."""
         asked = asked_in(texts, first) if context is None else [(text, context) for text in texts]
         questions, contexts = [q for q, _ in asked], [c for _, c in asked]
+        null_threshold = self.config.get("null_threshold") if null_threshold is None else null_threshold
         return [
             ("\n".join(f"{on_a_line(a.text)}\t{a.score:.4f}" for a in found), {"answers": [vars(a) for a in found]})
             for found in self.answer(questions, contexts, n_best, null_threshold, max_answer_tokens, first)

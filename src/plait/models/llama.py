@@ -89,7 +89,7 @@ def build(c: Config) -> Model:
 
     def mask(layer: int) -> Mask:
         window = windows[layer] if isinstance(windows, list) else windows
-        return causal if window is None else causal & Window(window - 1)
+        return causal if window is None else causal & Window(window - 1, None)
 
     tokens = Tokens(c.vocab_size, d)
     blocks = body(

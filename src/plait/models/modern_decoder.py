@@ -19,7 +19,7 @@ from plait.core.embeddings import Dropped, Each, Embed, Tokens
 from plait.core.feedforward import FFN, relu2
 from plait.core.heads import Tied
 from plait.core.linear import Linear
-from plait.core.masks import causal
+from plait.core.masks import Window, causal
 from plait.core.model import Model, Tower
 from plait.core.norms import LayerNorm
 from plait.core.residual import Pre
@@ -34,6 +34,7 @@ ODD = -7046029254386353131  # 2^64 divided by the golden ratio, as int64: the fa
 class Config:
     """`ngrams`: the longest n-grams that have vectors of their own, in one table of `ngram_rows`; 1: none. They pay for characters and
     bytes, and the more so the shorter the training (docs/log.md). `tie`: embedding and output are one matrix.
+    `window`: how many entries a query sees, itself counted; with the length of the training rows a text may grow past it.
     """
 
     vocab_size: int
@@ -46,6 +47,7 @@ class Config:
     tie: bool = False
     ngrams: int = 1
     ngram_rows: int = 10000
+    window: int | None = None
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -104,8 +106,10 @@ def build(c: Config) -> Model:
     d, norm = c.d_model, partial(LayerNorm, c.d_model, bias=False)
     rotary, per_head = Rotary(), partial(LayerNorm, c.d_head or d // c.n_heads, gain=False)
 
+    mask = causal if c.window is None else causal & Window(c.window - 1, None)
+
     def attention(layer: int) -> Attention:
-        return Attention(d, c.n_heads, d_head=c.d_head, bias="", mask=causal, rotary=rotary, q_norm=per_head(), k_norm=per_head())
+        return Attention(d, c.n_heads, d_head=c.d_head, bias="", mask=mask, rotary=rotary, q_norm=per_head(), k_norm=per_head())
 
     tokens = Tokens(c.vocab_size, d) if c.ngrams == 1 else NGrams(c.vocab_size, d, c.ngrams, c.ngram_rows)
     embed = Embed(tokens=tokens, norm=Each(LayerNorm(d, gain=False)), dropout=Dropped(c.dropout))

@@ -1,7 +1,7 @@
 """What a run of a task with one tower begins from: nothing but its data, or the weights of another model."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from plait import models
 from plait.core.model import Model
 from plait.errors import InputError
 from plait.hub import load
+from plait.hub.settings import IDS
 from plait.text.loaded import LoadedTokenizer
 from plait.text.saving import keep_tokenizer, kept_tokenizer, with_roles
 from plait.text.tokenizer import BOS, EOS
-from plait.text.training import KINDS, train_tokenizer
+from plait.text.training import train_tokenizer
 from plait.train import sizing
 from plait.verbs.lessons.lesson import Choice, Say, choose, has_tower, presets_of
 from plait.verbs.train import Train
@@ -27,12 +28,9 @@ class Beginning:
     tokenizer: LoadedTokenizer
     choice: Choice
     max_length: int | None  # tokens that the model can be given
+    released: bool = False  # whether training goes on from the weights of a finished model
     start: Callable[[Model], None] | None = None
-    more: Mapping[str, Any] | None = None  # what the run's config.json keeps of the model begun from
-
-    @property
-    def released(self) -> bool:
-        return self.start is not None
+    notes: Mapping[str, Any] = field(default_factory=dict)  # what the run's config.json keeps of that model's settings of answers
 
     def keep(self, folder: Path) -> None:
         keep_tokenizer(folder, self.tokenizer)
@@ -40,7 +38,7 @@ class Beginning:
 
 def resumed(verb: Train, saved: Mapping[str, Any]) -> Beginning:
     """As the run in `verb.out` began; its weights come from its checkpoint."""
-    return Beginning(kept_tokenizer(verb.out), Choice.of(saved), saved["max_length"])
+    return Beginning(kept_tokenizer(verb.out), Choice.of(saved), saved["max_length"], verb.model is not None)
 
 
 def begin(
@@ -69,8 +67,6 @@ def begin(
     texts = list(texts)
     size = verb.vocab_size or sizing.vocabulary(sum(len(text.split()) for text in texts))
     plain = train_tokenizer(kind, texts, size if kind not in ("words", "characters") else verb.vocab_size)
-    if not mask and kind not in KINDS and not around[0]:
-        around = ("", "")
     tokenizer = with_roles(plain, *around, mask=mask)
     say(f"tokenizer: {kind}, {tokenizer.vocab_size:,} tokens {tokenizer.note and '(' + tokenizer.note + ')'}".rstrip())
 
@@ -108,7 +104,9 @@ def of_model(verb: Train, tower: str, settings: Mapping[str, Any], count: Callab
     tokens = count(ready.tokenizer)
     batch_tokens = verb.batch_tokens or 2048
     say(f"{verb.model}: page {arch}, {tokens:,} training tokens, {batch_tokens:,} a batch")
-    return Beginning(ready.tokenizer, Choice(arch, wanted, batch_tokens, verb.smoothing or 0.0), ready.max_length, start)
+    choice = Choice(arch, wanted, batch_tokens, verb.smoothing or 0.0)
+    ids = {name: ready.config[name] for name in IDS if ready.config.get(name) is not None}
+    return Beginning(ready.tokenizer, choice, ready.max_length, True, start, {"answers": ids, "generation": ready.parts.generation})
 
 
 def described(ready: Any) -> tuple[str, dict[str, Any]]:

@@ -33,8 +33,9 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
         made.append(found.encoded(tokenizer))
         return len(made[0][0].texts.ids)
 
+    grown = {} if verb.model else {"window": verb.context or 256}  # what is written may be longer than what was read
     around = ("", "") if found.single else (BOS, "")
-    start = begin(verb, saved, "decoder", found.sample(), {}, say, usual="modern-decoder", around=around, count=count)
+    start = begin(verb, saved, "decoder", found.sample(), grown, say, usual="modern-decoder", around=around, count=count)
     tokenizer, choice = start.tokenizer, start.choice
     train, valid = made[0] if made else found.encoded(tokenizer)
     context = verb.context or min(start.max_length or 256, 256)
@@ -55,8 +56,8 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
         list(checks.all()),
         feed.fingerprint + checks.fingerprint,
         start.keep,
-        usual_recipe(choice.arch, choice.config, verb.model is not None),
-        {"batch_tokens": choice.batch_tokens, "max_length": start.max_length, "files": found.files, "context": context},
+        usual_recipe(choice.arch, choice.config, start.released),
+        {**start.notes, "batch_tokens": choice.batch_tokens, "max_length": start.max_length, "files": found.files, "context": context},
         start.start,
         shown=tokenizer.decode,
     )
