@@ -24,7 +24,11 @@ from plait.bench.measure import load_average
 from plait.errors import InputError
 
 GOAL, CONTEXT, SHARE = 1.88, 64, 0.9  # nats a character; characters that a model sees; of the text, from its beginning, to learn from
-SMALL = ["--tokenizer", "characters", "--context", str(CONTEXT), "--seed", "1337"]
+SMALL = ["--tokenizer", "characters", "--context", str(CONTEXT), "--seed", "1337", "--evaluations", "1"]
+OURS = {  # the plain Transformer, and one whose characters bring vectors of the n-grams that end there
+    "plait": ["--preset", "modern-decoder-nano", "--batch-tokens", "1024", "--steps", "360"],
+    "plait n-grams": ["--preset", "modern-decoder-tiny", "--batch-tokens", "1024", "--steps", "100"],
+}
 README = (  # nanoGPT's own words for a CPU
     "--device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128"
     " --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"

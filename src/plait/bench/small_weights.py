@@ -99,7 +99,7 @@ def train_language(job: Job, reporter: Reporter, roots: list[Path]) -> tuple[Mod
     ids, length = torch.tensor(tokenizer.encode(learnt)), settings.max_length
     torch.manual_seed(job.seed)
     net = llama.build(settings)
-    recipe = Recipe("muon", 0.02, 0.008, "linear", 20, 0.0)
+    recipe = Recipe("muon", 0.02, 0.008, "linear", 20, 0.0, (0.9, 0.95), 1e-10)
     optimizer, schedule, table = recipe.optimizer(net), recipe.schedule(), net.get_submodule("decoder.embed.tokens")
     begin, spent, step = time.perf_counter(), 0.0, 0
     while spent < 60 * job.minutes:

@@ -28,7 +28,7 @@ PAD, START, END, FIRST = 0, 1, 2, 4  # as in our tokenizers; ids from FIRST on a
 RATE = 5e-4
 RECIPES = {
     "plait": ("vaswani", Recipe("adam", RATE, RATE, "linear", 50, 0.01)),
-    "plait modern": ("modern", Recipe("muon", 0.03, 0.008, "linear", 50, 0.0)),
+    "plait modern": ("modern", Recipe("muon", 0.03, 0.008, "linear", 50, 0.0, (0.9, 0.95), 1e-10)),
 }
 PEERS = ("marian", "trainer", "torch")
 WHAT = {

@@ -51,7 +51,8 @@ class Config:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": dict(d_model=64, n_heads=2, n_layers=1, d_ff=256, ngrams=4),
+    "nano": dict(d_model=64, n_heads=2, n_layers=2, d_ff=256),
+    "tiny": dict(d_model=64, n_heads=2, n_layers=1, d_ff=256, ngrams=4, ngram_rows=11000),
     "small": dict(d_model=128, n_heads=4, n_layers=4, d_ff=512, ngrams=4),
     "medium": dict(d_model=256, n_heads=8, n_layers=6, d_ff=1024),
     "base": dict(d_model=512, n_heads=16, n_layers=8, d_ff=2048),

@@ -12,7 +12,8 @@ from plait.train.placement import like, local, piece, placed_as, spread, whole
 class Adam:
     """Adam with decoupled weight decay (Kingma & Ba 2015; Loshchilov & Hutter 2019), on torch's fused kernel.
 
-    Of parameters spread over ranks each rank updates its piece.
+    What decays are matrices and tables; norms, biases and scalars do not, since no product grows with them. `shares` say what part of
+    the rate a parameter gets, where it is not all of it. Of parameters spread over ranks each rank updates its piece.
     """
 
     def __init__(
@@ -22,8 +23,12 @@ class Adam:
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-9,
         decay: float = 0.0,
+        shares: Mapping[str, float] | None = None,
     ):
-        self.named, self.rate, self.betas, self.eps, self.decay = dict(named), rate, betas, eps, decay
+        self.named, self.rate, self.betas, self.eps = dict(named), rate, betas, eps
+        self.groups: dict[tuple[float, float], list[str]] = defaultdict(list)  # (share, decay) -> names: one call of the kernel each
+        for name, p in self.named.items():
+            self.groups[(shares or {}).get(name, 1.0), decay if p.ndim > 1 else 0.0].append(name)
         self.first = {name: torch.zeros_like(p) for name, p in self.named.items()}
         self.second = {name: torch.zeros_like(p) for name, p in self.named.items()}
         self.steps = torch.zeros(())
@@ -35,9 +40,11 @@ class Adam:
         Gradients are divided by `divide` (a scalar) on the way, which spares a pass over all of them.
         """
         self.steps += 1
-        names = [name for name, p in self.named.items() if p.grad is not None]
-        if not names:
-            return
+        for (share, decay), group in self.groups.items():
+            if names := [name for name in group if self.named[name].grad is not None]:
+                self.update(names, self.rate * factor * share, decay, divide)
+
+    def update(self, names: list[str], rate: float, decay: float, divide: Tensor | None) -> None:
         params = [local(self.named[name]) for name in names]
         grads = [local(self.named[name].grad) for name in names]
         if divide is not None and params[0].dtype == torch.float64:  # the kernel takes its divisor in float32
@@ -50,10 +57,10 @@ class Adam:
             [local(self.second[name]) for name in names],
             [],
             [self.steps.to(p.device) for p in params],
-            lr=self.rate * factor,
+            lr=rate,
             beta1=self.betas[0],
             beta2=self.betas[1],
-            weight_decay=self.decay,
+            weight_decay=decay,
             eps=self.eps,
             amsgrad=False,
             maximize=False,
@@ -100,17 +107,25 @@ class Muon:
     Of matrices spread over ranks each rank keeps its piece of the momentum; they are put together to be orthogonalised.
     """
 
-    def __init__(self, named: Mapping[str, nn.Parameter], rate: float, momentum: float = 0.95, decay: float = 0.0, steps: int = 3):
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        rate: float,
+        momentum: float = 0.95,
+        decay: float = 0.0,
+        steps: int = 3,
+        shares: Mapping[str, float] | None = None,
+    ):
         self.named, self.rate, self.momentum, self.decay, self.steps = dict(named), rate, momentum, decay, steps
         groups: dict[tuple, list[str]] = defaultdict(list)
         for name, p in self.named.items():
-            groups[placed_as(p)].append(name)
-        self.groups = list(groups.values())
+            groups[(shares or {}).get(name, 1.0), *placed_as(p)].append(name)
+        self.groups, self.shares = list(groups.values()), [share for share, *_ in groups]
         self.buffers = [torch.stack([torch.zeros_like(local(self.named[name].detach())) for name in names]) for names in self.groups]
 
     @torch.no_grad()
     def step(self, factor: float, divide: Tensor | None = None) -> None:
-        for names, buffer in zip(self.groups, self.buffers, strict=True):
+        for names, share, buffer in zip(self.groups, self.shares, self.buffers, strict=True):
             named = [self.named[name] for name in names]
             params = [local(p) for p in named]
             grads = torch.stack(
@@ -121,7 +136,7 @@ class Muon:
             buffer.lerp_(grads, 1 - self.momentum)
             updates = self.orthogonalised(grads.lerp_(buffer, self.momentum), named)  # Nesterov
             scale = (max(named[0].shape) / min(named[0].shape)) ** 0.5
-            rate = self.rate * factor
+            rate = self.rate * factor * share
             if self.decay:
                 torch._foreach_mul_(params, 1 - rate * self.decay)
             torch._foreach_add_(params, updates, alpha=-rate * scale)
@@ -165,6 +180,27 @@ class Together:
 def inner_matrices(net: nn.Module) -> dict[str, nn.Parameter]:
     """The weight matrices of the blocks: what Muon is for. Embeddings, heads, norms and biases are Adam's."""
     return {name: p for name, p in net.named_parameters() if p.ndim == 2 and "_proj." in name}
+
+
+def layer_shares(names: Iterable[str], decay: float) -> dict[str, float]:
+    """What part of the rate each parameter gets where each layer learns `decay` times as fast as the one above (Howard & Ruder 2018,
+    section 3.2; Clark et al. 2020, appendix A): all of it heads and last norms, the least embeddings and what else blocks read.
+
+    Layers are counted within a tower, those that share their weights as one.
+    """
+    depths = {name: (name.partition(".")[0], depth_of(name)) for name in names}
+    tops: dict[str, int] = defaultdict(int)
+    for tower, depth in depths.values():
+        tops[tower] = max(tops[tower], 0 if depth is None else depth)
+    return {name: 1.0 if depth is None else decay ** (tops[tower] + 1 - depth) for name, (tower, depth) in depths.items()}
+
+
+def depth_of(name: str) -> int | None:
+    """Layers between the input and this parameter, None where it stands above all: `tower.blocks.0` is 1."""
+    first, part, number, *_ = [*name.split("."), "", ""]
+    if first == "heads" or part == "norm":
+        return None
+    return int(number) + 1 if part == "blocks" else 0
 
 
 def others(net: nn.Module, taken: Iterable[str]) -> dict[str, nn.Parameter]:

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from plait.train.optimizers import Adam, Muon, Together, inner_matrices, others
+from plait.train.optimizers import Adam, Muon, Together, inner_matrices, layer_shares, others
 from plait.train.schedules import Schedule, cosine, inverse_sqrt, linear_decay
 
 
@@ -15,34 +15,44 @@ class Wishes(Protocol):
     optimizer: Any
     learning_rate: float | None
     schedule: Any
-    warmup: int | None
+    warmup: float | None
     weight_decay: float | None
+    layer_decay: float | None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """`rate` is Muon's where there is Muon, and then `adam_rate` that of embeddings, norms and head."""
+    """`rate` is Muon's where there is Muon, and then `adam_rate` that of embeddings, norms and head. `betas` and `eps` are Adam's.
+
+    `warmup` is a number of steps, below 1 a share of the budget; `hold` the share of it up to which a straight schedule stays level.
+    `decay` is of matrices and tables alone; `layer_decay` is what a layer's rate is of the rate of the one above it.
+    """
 
     kind: str
     rate: float
     adam_rate: float
     shape: str
-    warmup: int
+    warmup: float
     decay: float
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-9
+    layer_decay: float = 1.0
+    momentum: float = 0.95
+    hold: float = 0.0
 
     def optimizer(self, net: nn.Module) -> Together:
+        named = dict(net.named_parameters())
+        shares = layer_shares(named, self.layer_decay)
         if self.kind == "adam":
-            return Together(adam=Adam(dict(net.named_parameters()), self.rate, self.betas, self.eps, self.decay))
+            return Together(adam=Adam(named, self.rate, self.betas, self.eps, self.decay, shares))
         inner = inner_matrices(net)
-        rest = Adam(others(net, inner), self.adam_rate, betas=(0.9, 0.95), eps=1e-10)
-        return Together(muon=Muon(inner, self.rate, decay=self.decay), adam=rest)
+        rest = Adam(others(net, inner), self.adam_rate, self.betas, self.eps, self.decay, shares)
+        return Together(muon=Muon(inner, self.rate, self.momentum, decay=self.decay, shares=shares), adam=rest)
 
     def schedule(self) -> Schedule:
         shapes = {
-            "inverse-sqrt": lambda: inverse_sqrt(self.warmup),
-            "linear": lambda: linear_decay(self.warmup),
+            "inverse-sqrt": lambda: inverse_sqrt(max(self.warmup, 1)),
+            "linear": lambda: linear_decay(self.warmup, self.hold),
             "cosine": lambda: cosine(self.warmup),
             "wsd": lambda: linear_decay(self.warmup, hold=0.8),
         }
@@ -52,12 +62,14 @@ class Recipe:
         return asdict(self)
 
 
-MODERN = Recipe("muon", 0.02, 0.008, "linear", 50, 0.0)  # from scratch, for pages whose blocks start as the identity
+# From scratch, for pages whose blocks start as the identity, and for such language models: docs/log.md has how they were found.
+MODERN = Recipe("muon", 0.02, 0.008, "linear", 50, 0.0, (0.9, 0.95), 1e-10)
+LANGUAGE = Recipe("muon", 0.03, 0.03, "linear", 5, 0.0, (0.8, 0.95), 1e-10, momentum=0.9, hold=0.35)
 SCRATCH = Recipe("adam", 1e-3, 1e-3, "cosine", 100, 0.1, (0.9, 0.99), 1e-8)  # from scratch, for published pages
-TUNING = Recipe("adam", 5e-5, 5e-5, "linear", 50, 0.01, (0.9, 0.999), 1e-8)  # from released weights (Devlin et al. 2019, A.3)
+TUNING = Recipe("adam", 5e-5, 5e-5, "linear", 0.06, 0.01, (0.9, 0.999), 1e-8)  # from released weights (Devlin et al. 2019, A.3)
 
 
-def paper(d_model: int, warmup: int = 4000) -> Recipe:
+def paper(d_model: int, warmup: float = 4000) -> Recipe:
     """Vaswani et al. 2017, section 5.3: the rate is d_model^-0.5 · step^-0.5 after the warm-up."""
     return Recipe("adam", (d_model * warmup) ** -0.5, (d_model * warmup) ** -0.5, "inverse-sqrt", warmup, 0.0)
 
@@ -75,6 +87,5 @@ def recipe_for(wishes: Wishes, usual: Recipe, d_model: int) -> Recipe:
     rate = wishes.learning_rate or usual.rate
     warmup = usual.warmup if wishes.warmup is None else wishes.warmup
     decay = usual.decay if wishes.weight_decay is None else wishes.weight_decay
-    return replace(
-        usual, kind=kind, rate=rate, adam_rate=usual.adam_rate if kind == "muon" else rate, shape=shape, warmup=warmup, decay=decay
-    )
+    layer_decay, adam_rate = wishes.layer_decay or usual.layer_decay, usual.adam_rate if kind == "muon" else rate
+    return replace(usual, kind=kind, rate=rate, adam_rate=adam_rate, shape=shape, warmup=warmup, decay=decay, layer_decay=layer_decay)

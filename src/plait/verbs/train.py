@@ -10,7 +10,7 @@ from plait.verbs import positional
 from plait.verbs.numbers import number_faults
 
 BUDGET = ("minutes", "steps", "epochs")
-POSITIVE = (*BUDGET, *"learning_rate warmup batch_tokens vocab_size accumulate average evaluations patience save_seconds threads tensor".split())
+POSITIVE = (*BUDGET, *"learning_rate warmup batch_tokens vocab_size accumulate average evaluations patience save_seconds threads tensor teacher_temperature".split())
 LESSONS = {"translation": "translation", "language-model": "language", "masked-lm": "masked", "classify": "classify", "tag": "tag", "answer": "answer", "embed": "embed"}  # task -> the module of plait.verbs.lessons
 # These may differ between a run and its resumption.
 FREE = {"out", "resume", "workers", "check", "threads", "quiet", "save_seconds", "parallel", "tensor", "tensorboard", "wandb"}
@@ -37,6 +37,11 @@ class Train:
     model: Annotated[str | None, "MODEL", "start from these weights: a run, a released checkpoint's folder, a name such as minilm"] = (
         None
     )
+    teacher: Annotated[str | None, "MODEL", "learn from this model's scores too; without --model and --tokenizer, with its tokenizer"] = (
+        None
+    )
+    teacher_weight: Annotated[float | None, "share of the loss that the teacher decides (default 0.5)"] = None
+    teacher_temperature: Annotated[float | None, "softens the scores of both (default 2)"] = None
     preset: Annotated[str | None, "MODEL-SIZE", "vaswani-base, modern-small ...; default: fitted to data and budget"] = None
     tokenizer: Annotated[str | None, "KIND", "bpe, unigram, words, characters or a tokenizer.json; default: seen from the data"] = None
     target_tokenizer: Annotated[str | None, "KIND", "for the answers, where it is to be another"] = None
@@ -51,8 +56,11 @@ class Train:
         Literal["linear", "cosine", "wsd", "inverse-sqrt"] | None,
         "after the warm-up; wsd: level for 80 % of the budget, then down",
     ] = None
-    warmup: Annotated[int | None, "steps of linear warm-up; default: the recipe's"] = None
-    weight_decay: Annotated[float | None, "decoupled weight decay; default: the recipe's"] = None
+    warmup: Annotated[float | None, "steps of linear warm-up, below 1 a share of the budget; default: the recipe's"] = None
+    weight_decay: Annotated[float | None, "decoupled, of matrices and embeddings; default: the recipe's"] = None
+    layer_decay: Annotated[float | None, "each layer learns so many times as fast as the one above it, such as 0.9; heads at full rate"] = (
+        None
+    )
     clip: Annotated[float, "largest gradient norm; 0: none"] = 1.0
     batch_tokens: Annotated[int | None, "tokens a batch, both sides, padding counted; default: fitted to the data"] = None
     accumulate: Annotated[int, "compute each batch in so many parts, to save memory; the gradient is the same"] = 1
@@ -97,6 +105,12 @@ class Train:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 faults.append(f"--{name} {value}: must be at least 0 and below 1")
+        if self.teacher_weight is not None and not 0 <= self.teacher_weight <= 1:
+            faults.append(f"--teacher-weight {self.teacher_weight}: must be from 0 to 1")
+        if self.teacher is None and (self.teacher_weight, self.teacher_temperature) != (None, None):
+            faults.append("--teacher-weight and --teacher-temperature go with --teacher: name the model that teaches")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            faults.append(f"--layer-decay {self.layer_decay}: must be above 0 and at most 1")
         if self.context is not None and self.context < 8:
             faults.append(f"--context {self.context}: must be at least 8")
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):

@@ -13,7 +13,8 @@ from plait.data.feed import Feed
 from plait.errors import InputError, choices
 from plait.tasks.objective import Objective
 from plait.train import sizing
-from plait.train.recipes import MODERN, SCRATCH, TUNING, Recipe, paper
+from plait.train.parallel import together
+from plait.train.recipes import LANGUAGE, MODERN, SCRATCH, TUNING, Recipe, paper
 from plait.verbs.train import Train
 
 Say = Callable[[str], None]
@@ -57,6 +58,8 @@ def usual_recipe(arch: str, config: Mapping[str, Any], released: bool = False) -
         return TUNING
     if arch == "vaswani":
         return paper(config["d_model"])
+    if arch == "modern-decoder":
+        return LANGUAGE
     return MODERN if arch.startswith("modern") else SCRATCH
 
 
@@ -65,14 +68,14 @@ def presets_of(fits: Callable[[str], bool]) -> dict[str, tuple[str, dict[str, An
     return {f"{arch}-{size}": (arch, dict(c)) for arch, page in models.PAGES.items() if fits(arch) for size, c in page.PRESETS.items()}
 
 
-def has_tower(tower: str) -> Callable[[str], bool]:
-    """Whether a page is a model of this one tower."""
+def has_towers(towers: tuple[str, ...]) -> Callable[[str], bool]:
+    """Whether a page is a model of these towers with one vocabulary."""
 
     def fits(arch: str) -> bool:
         page = models.PAGES[arch]
         with torch.device("meta"):
             tiny = page.build(page.Config(**{**page.PRESETS["tiny"], **models.vocabulary(arch, 8, 8)}))
-        return tiny.towers == (tower,)
+        return tiny.towers == towers and not models.of_pairs(arch)
 
     return fits
 
@@ -97,8 +100,8 @@ def choose(
             presets[name] = arch, {**config, **told(arch)}
             with torch.device("meta"):
                 counts[name] = parameters(models.build(*presets[name]))
-    flops = sizing.product_rate()
     seconds = verb.minutes and verb.minutes * 60
+    flops = together(sizing.product_rate()) if seconds else 0.0
     name = verb.preset or sizing.pick(counts, tokens, seconds=seconds, flops=flops)
     if seconds:
         epochs = sizing.epochs_for(counts[name], tokens, seconds, flops)
