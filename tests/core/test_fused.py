@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from plait.core import feedforward, fused, kernels, native
+from plait.core import feedforward, fused, kernels, linear, native
+from plait.core.attention import Attention
 from plait.core.feedforward import FFN, FUSED
 from plait.core.linear import Linear, project
 from plait.core.masks import causal
-from plait.core.stream import Places
+from plait.core.norms import LayerNorm, beside
+from plait.core.stream import Call, Places, Stream
 from plait.models import gpt2
 
 
@@ -141,6 +143,44 @@ def test_projections_of_the_same_rows(frozen):
     assert_close(only, layers[1].weight.sum(0).detach().expand_as(only))
 
 
+@pytest.mark.parametrize("way", ["both", "norm alone", "sum alone"])
+@pytest.mark.parametrize("learned", [("weight", "bias"), ("weight",), ("bias",), ()])
+def test_a_norm_beside_what_it_norms(learned, way, level):
+    torch.manual_seed(0)
+    norm = LayerNorm(48, gain=bool(learned))
+    for name, p in norm.named_parameters():
+        torch.nn.init.normal_(p).requires_grad_(name in learned)
+    start, grads = torch.randn(3, 7, 48, requires_grad=True), [torch.randn(3, 7, 48) for _ in range(2)]
+    found = []
+    for x in (start, start.detach().double().requires_grad_()):
+        wanted = [x, *(p for p in norm.parameters() if p.requires_grad)]
+        assert fused.norms(x * 1) == (x is start)
+        kept, y = beside(norm, 2 * x + 1)
+        parts = {"both": [(kept, grads[0]), (y, grads[1])], "norm alone": [(y, grads[1])], "sum alone": [(kept, grads[0])]}[way]
+        back = torch.autograd.grad([part for part, _ in parts], wanted, [g.to(x.dtype) for _, g in parts], allow_unused=way == "sum alone")
+        found.append([kept, y, *(g for g in back if g is not None)])
+        norm.double()
+    for a, e in zip(*found, strict=True):
+        close(a, e)
+
+
+def test_gradients_of_projections_lie_side_by_side(level, monkeypatch):
+    """What attention sends back to its projections is one matrix, so that their weights' gradients are one product."""
+    torch.manual_seed(0)
+    attention, found = Attention(32, 2, n_kv_heads=1, mask=causal), []
+    monkeypatch.setattr(linear, "beside", lambda grads, real=linear.beside: found.append(real(grads)) or found[-1])
+    x, grad = torch.randn(3, 50, 32, requires_grad=True), torch.randn(3, 50, 32)
+    wide = x.detach().double().requires_grad_()
+    results = []
+    for start in (x, wide):
+        call = Call(Stream(start), kernels.sdpa)
+        results.append(gradients(attention(start, call, ()), [start, *attention.parameters()], grad))
+        attention.double()
+    assert found[0] is not None and found[0].shape == (150, 64) and found[1] is None
+    for a, e in zip(*results, strict=True):
+        close(a, e, 1e-5)
+
+
 def test_a_whole_step_has_the_gradients_of_float64(level, monkeypatch):
     torch.manual_seed(0)
     net = gpt2.build(gpt2.Config(40, 64, 64, 4, 2, dropout=0.0))
@@ -183,7 +223,8 @@ def test_a_second_derivative_is_refused():
 COMPILED = """
 import torch
 from plait.core.losses import linear_cross_entropy
-from plait.core.stream import Places
+from plait.core.norms import LayerNorm, beside
+from plait.core.stream import Call, Places, Stream
 from plait.models import gpt2
 torch.set_num_threads(1)
 torch.manual_seed(0)

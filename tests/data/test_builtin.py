@@ -35,7 +35,7 @@ def test_cmudict_holds_what_the_file_holds():
         found[pair.source].add(pair.target)
     same = found == wanted  # not in the assertion: its explanation of 126,000 words would take minutes
     assert same
-    assert len(pairs) == sum(map(len, wanted.values())) == next(s.pairs for s in builtin.sets() if s.name == "cmudict")
+    assert len(pairs) == sum(map(len, wanted.values())) == next(s.rows for s in builtin.sets() if s.name == "cmudict")
     assert found["tomato"] == {"T AH M EY T OW", "T AH M AA T OW"}
     assert len({phoneme for answers in found.values() for answer in answers for phoneme in answer.split()}) == 39  # ARPAbet
 
@@ -58,7 +58,7 @@ def test_home_assistant():
     here(builtin.HOME_ASSISTANT)
     loaded = {name: builtin.load(f"home-assistant:{name}", "all") for name in ("en-de", "en-zh")}
     for name, pairs in loaded.items():
-        assert len(pairs) == next(s.pairs for s in builtin.sets() if s.name == f"home-assistant:{name}")
+        assert len(pairs) == next(s.rows for s in builtin.sets() if s.name == f"home-assistant:{name}")
         assert all(p.source != p.target and p.source.strip() and p.target.strip() for p in pairs)
     german = {(p.source, p.target) for p in loaded["en-de"]}
     assert len(german) == len(loaded["en-de"])

@@ -2,14 +2,19 @@
 
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 from plait.core.cache import Cache
 from plait.core.stream import Stream
+from plait.data.corpus import Flat
+from plait.data.packing import Documents
+from plait.data.spans import Corruption, SpanFeed
 from plait.errors import InputError
 from plait.models import t5
+from plait.tasks.translation import TeacherForcing
 from plait.weights import config as keys
 from plait.weights import rules as table
 from plait.weights.source import Held
@@ -105,6 +110,23 @@ def test_cached_is_the_reference(theirs, ours, in_float64):
         parts.append(net.heads["lm"](net.run("decoder", target[:, at : at + n], {"encoder": memory}, cache).x))
         at += n
     assert_close(torch.cat(parts, 1), wanted, rtol=0, atol=1e-9)
+
+
+@named
+def test_loss_of_hidden_spans_is_the_reference(theirs, ours, in_float64):
+    """A batch with padding on both sides; the reference shifts the labels itself, behind its start, which is its pad."""
+    peer = reference(theirs).double()
+    net = loaded(peer, replace(OURS, **ours)).double()
+    texts = Flat.of([list(range(2, 2 + n)) for n in (19, 3, 11, 1)])
+    feed = SpanFeed(Documents(texts), Corruption(np.arange(30, 24, -1), 0.3, 2.0), 20, 1000, start=0, end=1, pad=0)
+    (batch,) = feed.all()
+    assert not batch.source_real.all() and not batch.target_real.all()
+    peer.config.decoder_start_token_id = 0
+    labels = batch.target_out.masked_fill(~batch.target_real, -100)
+    wanted = peer(input_ids=batch.source, attention_mask=batch.source_real.long(), labels=labels).loss
+    loss = TeacherForcing(0.0).loss(net, batch)
+    assert loss.count == int((labels != -100).sum())
+    assert_close(loss.plain / loss.count, wanted.detach(), rtol=0, atol=1e-10)
 
 
 @named

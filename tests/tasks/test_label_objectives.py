@@ -21,8 +21,9 @@ LENGTHS = torch.tensor([[9], [4], [7], [5]])
 
 
 def batch(answers, types=None):
+    per_entry = answers is TAGS
     draw = torch.Generator().manual_seed(1)
-    return Examples(torch.randint(31, (4, 9), generator=draw), torch.arange(9) < LENGTHS, answers, types)
+    return Examples(torch.randint(31, (4, 9), generator=draw), torch.arange(9) < LENGTHS, answers, types, per_entry=per_entry)
 
 
 def drawn(*size, most):
@@ -30,10 +31,10 @@ def drawn(*size, most):
 
 
 TAGS = torch.where((torch.arange(9) < LENGTHS) & (drawn(4, 9, most=3) > 0), drawn(4, 9, most=3), IGNORED)
-PLACES = torch.stack([LENGTHS[:, 0] - 2, LENGTHS[:, 0] - 1], 1)[:, None]  # [B, 1, 2]
+PLACES = torch.stack([LENGTHS[:, 0] - 2, LENGTHS[:, 0] - 1], 1)  # [B, 2]
 TASKS = {  # name: (objective, head, labels, answers)
     "single": (Classifying("single"), "classify", 3, drawn(4, most=3)),
-    "multi": (Classifying("multi"), "classify", 9, drawn(4, 1, 9, most=2).float()),  # as many labels as the batch is wide
+    "multi": (Classifying("multi"), "classify", 9, drawn(4, 9, most=2).float()),  # as many labels as the batch is wide
     "regression": (Classifying("regression"), "classify", 1, drawn(4, most=5) / 4 - 1.0),
     "tag": (Tagging(), "tag", 3, TAGS),
     "answer": (Spans(), "answer", 2, PLACES),
@@ -63,10 +64,10 @@ def test_the_loss_is_the_reference(task):
     given = dict(input_ids=rows.ids, attention_mask=rows.real.long(), token_type_ids=rows.types)
     if name == "answer":  # its loss counts padding as places where an answer may stand: so each row goes alone
         alone = [{k: v[i : i + 1, : LENGTHS[i]] for k, v in given.items()} for i in range(4)]
-        places = [dict(start_positions=PLACES[i, :, 0], end_positions=PLACES[i, :, 1]) for i in range(4)]
+        places = [dict(start_positions=PLACES[i : i + 1, 0], end_positions=PLACES[i : i + 1, 1]) for i in range(4)]
         theirs = sum(peer(**a, **p).loss for a, p in zip(alone, places, strict=True)) / 4
     else:
-        answers = rows.answers[:, 0] if name == "multi" else rows.answers
+        answers = rows.answers
         theirs = peer(**given, labels=answers.double() if name in ("multi", "regression") else answers).loss
     loss = objective.loss(net, rows)
     assert float(loss.total.detach()) / loss.count == pytest.approx(float(theirs.detach()), rel=1e-12)
@@ -86,6 +87,7 @@ def test_parts_add_up_to_the_whole(task, n):
     assert len(parts) == min(n, 4) and sum(loss.count for loss in losses) == whole.count
     assert sum(float(loss.total.detach()) for loss in losses) == pytest.approx(float(whole.total.detach()), rel=1e-12)
     assert sum(map(objective.size, parts)) == objective.size(rows) == 25
+    assert sum(part.count for part in parts) == rows.count == whole.count
 
 
 def test_smoothing_changes_what_is_minimised_not_what_is_told():
@@ -110,7 +112,7 @@ def grouped(**changed):
     real = torch.arange(5) < torch.tensor([[5], [3], [4], [2], [5], [5], [3], [4], [4], [1], [2], [5], [5]])
     for row, text in changed.items():
         ids[int(row[1:])], real[int(row[1:])] = ids[text], real[text]
-    return Examples(ids * real, real, ROLES)
+    return Examples(ids * real, real, ROLES, per_entry=False)
 
 
 @pytest.fixture
@@ -157,13 +159,13 @@ def test_the_same_text_is_no_negative(embedder):
     """Two pairs with one positive, or with one anchor: neither is told from the other."""
     objective = Contrast(Pooling("mean", True))
 
-    alone = objective.loss(embedder, Examples(grouped().ids[[7, 9]], grouped().real[[7, 9]], torch.tensor([0, 1])))
+    alone = objective.loss(embedder, Examples(grouped().ids[[7, 9]], grouped().real[[7, 9]], torch.tensor([0, 1]), per_entry=False))
     assert float(alone.total.detach()) == 0  # nothing to be told from
     rows = grouped(r10=9)
-    both = Examples(rows.ids[7:11], rows.real[7:11], rows.answers[7:11])
+    both = Examples(rows.ids[7:11], rows.real[7:11], rows.answers[7:11], per_entry=False)
     assert float(objective.loss(embedder, both).total.detach()) == 0
     rows = grouped(r8=7)
-    both = Examples(rows.ids[7:11], rows.real[7:11], rows.answers[7:11])
+    both = Examples(rows.ids[7:11], rows.real[7:11], rows.answers[7:11], per_entry=False)
     assert float(objective.loss(embedder, both).total.detach()) == 0
-    both = Examples(grouped().ids[7:11], grouped().real[7:11], grouped().answers[7:11])
+    both = Examples(grouped().ids[7:11], grouped().real[7:11], grouped().answers[7:11], per_entry=False)
     assert float(objective.loss(embedder, both).total.detach()) > 0

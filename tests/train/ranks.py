@@ -1,8 +1,9 @@
 """What each rank of tests/train/test_parallel.py runs: a few steps of a few models, and what is left of them in files.
 
-torchrun --nproc-per-node 4 ranks.py FOLDER
+python tests/forked.py 4 ranks.py FOLDER
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ from plait.data.examples import IGNORED, Examples
 from plait.errors import InputError
 from plait.models import build
 from plait.tasks.language import NextToken
-from plait.tasks.objective import ExampleObjective, Loss, asked
+from plait.tasks.masked import MaskedTokens
 from plait.tasks.translation import TeacherForcing
 from plait.train import parallel
 from plait.train.checkpoints import grouped, write_tensors
@@ -36,21 +37,10 @@ VOCAB = 37  # not divided evenly by any number of ranks
 PAIRS = dict(source_vocab=VOCAB, target_vocab=VOCAB, d_model=16, n_heads=4, n_layers=2, d_ff=32, dropout=0.0)
 
 
-class Filled(ExampleObjective):
-    """Masked language modelling as BERT's head does it."""
-
-    head = "mlm"
-
-    def loss(self, net: Model, batch: Examples) -> Loss:
-        hidden, answers = asked(self.hidden(net, batch), batch.answers)
-        head: Any = net.heads[self.head]
-        return self.token_loss(net, head.norm(head.activation(head.dense(hidden))), answers, head.scores)
-
-
 MODELS = {
     "gpt2": ("gpt2", dict(vocab_size=VOCAB, max_length=32, d_model=16, n_heads=4, n_layers=2, dropout=0.0), NextToken),
     "llama": ("llama", dict(vocab_size=VOCAB, d_model=16, n_heads=4, n_kv_heads=2, n_layers=2, d_ff=24), NextToken),
-    "bert": ("bert", dict(vocab_size=VOCAB, d_model=16, n_heads=4, n_layers=2, d_ff=32, max_length=32, dropout=0.0), Filled),
+    "bert": ("bert", dict(vocab_size=VOCAB, d_model=16, n_heads=4, n_layers=2, d_ff=32, max_length=32, dropout=0.0), MaskedTokens),
     "modern": ("modern", dict(**PAIRS, n_decoder_layers=1), TeacherForcing),
     "vaswani": ("vaswani", PAIRS, TeacherForcing),
 }
@@ -166,7 +156,11 @@ def agreement(team: parallel.Team) -> str:
 
 
 def left(how: str) -> None:
-    """Rank 1 dies or hangs after the first step; what rank 0 then says is its answer."""
+    """Rank 1 of 2 dies or hangs after the first step; what rank 0 then says is the answer. Without a launcher, which would end it."""
+    other = os.fork()
+    os.environ["RANK"] = "0" if other else "1"
+    if other:
+        atexit.register(os.kill, other, signal.SIGKILL)
     with parallel.start("ddp", wait=timedelta(seconds=4)) as team:
         trained(team, "gpt2", steps=STEPS[:1])
         if team.rank == 1 and how == "dies":

@@ -326,7 +326,7 @@ def test_a_look_ahead():
 
 def test_the_least_loss_is_what_repeated_inputs_leave_open():
     """Two of three texts that begin alike go on alike: log 3 - 2/3 log 2 nats at that place, 0 elsewhere."""
-    pieces = [Piece(np.array([1, a]), np.array([a, 9])) for a in (5, 5, 6)]
+    pieces = [Piece(np.array([1, a]), np.array([a, 9]), True) for a in (5, 5, 6)]
     assert least_loss(pieces, causal=True) == pytest.approx((math.log(3) - 2 / 3 * math.log(2)) * 3 / 6)
     assert least_loss(pieces, causal=False) == 0.0
 

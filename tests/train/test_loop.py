@@ -96,6 +96,23 @@ def test_evaluations_are_spread_and_no_step_has_two_rows(steps, evaluations, wan
     assert all(math.isfinite(row["train_loss"]) and row["train_loss"] > 0 for row in rows)
 
 
+def test_evaluations_leave_the_time_to_training(toy, before_step, tmp_path, clock, monkeypatch):
+    """Of 120 s, 20 evaluations of 3 s each would be half. None is made for what reading the data took."""
+    monkeypatch.setattr("plait.train.judging.time", clock)
+    trainer = toy(tmp_path, Budget(minutes=2, started=clock.now - 10), Settings(evaluations=20))
+    stream, loss = trainer.feed.stream, trainer.judge.loss
+
+    def later(seconds, value):
+        clock.now += seconds
+        return value
+
+    monkeypatch.setattr(trainer.feed, "stream", lambda *at: (later(1.0, item) for item in stream(*at)))
+    monkeypatch.setattr(trainer.judge, "loss", lambda: later(3.0, loss()))
+    trainer.fit()
+    steps = [row["step"] for row in trainer.metrics.rows()]
+    assert 3 <= len(steps) <= 4 and steps[0] > 1 and trainer.state.step > 90
+
+
 def test_the_training_loss_of_a_row_is_that_of_the_steps_since_the_last(toy, tmp_path):
     trainer = toy(tmp_path, Budget(steps=6), Settings(evaluations=2))
     sums, step = [], trainer.step

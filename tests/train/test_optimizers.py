@@ -6,7 +6,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from plait.models import build
-from plait.train.optimizers import Adam, Muon, Together, inner_matrices, orthogonalised, others
+from plait.train.optimizers import Adam, Muon, Together, inner_matrices, layer_shares, orthogonalised, others
+from plait.train.recipes import Recipe
 
 
 def params(seed=0, dtype=torch.float64, **shapes):
@@ -26,12 +27,14 @@ def gradients(named, step, skip=()):
 def test_adam_is_adamw(decay, dtype):
     ours, theirs = (params(dtype=dtype, table=(5, 3), gain=(4,), unused=(2, 2)) for _ in range(2))
     adam = Adam(ours, 0.01, betas=(0.9, 0.98), eps=1e-9, decay=decay)
-    reference = torch.optim.AdamW(theirs.values(), lr=0.01, betas=(0.9, 0.98), eps=1e-9, weight_decay=decay)
+    groups = [{"params": [theirs["table"], theirs["unused"]], "weight_decay": decay}, {"params": [theirs["gain"]], "weight_decay": 0.0}]
+    reference = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.98), eps=1e-9)
     for step in range(6):
         factor = 1.0 / (step + 1)
         for named in (ours, theirs):
             gradients(named, step, skip=("unused",))
-        reference.param_groups[0]["lr"] = 0.01 * factor
+        for group in reference.param_groups:
+            group["lr"] = 0.01 * factor
         adam.step(factor)
         reference.step()
     for name in ours:
@@ -121,6 +124,57 @@ def test_a_loaded_state_goes_on_as_the_saved_one():
             optimizer.step(0.5)
     assert all(torch.equal(named[name], twin[name]) for name in named)
     assert all(torch.equal(t, second.state()[name]) for name, t in first.state().items())
+
+
+# Of a model of two layers: how many layers are above each parameter, heads and last norms not counted as one.
+ABOVE = {"embed": 3, "bias": 3, "blocks.0": 2, "blocks.1": 1, "norm": 0, "heads": 0}
+SMALL = dict(vocab_size=11, d_model=16, n_heads=2, n_layers=2)
+PAGES = {
+    "bert": dict(**SMALL, d_ff=24, max_length=8, head="classify", labels=3),
+    "llama": dict(**SMALL, n_kv_heads=1, d_ff=24),
+    "t5": dict(**SMALL, d_head=8, d_ff=24),
+}
+
+
+@pytest.mark.parametrize("arch", PAGES)
+@pytest.mark.parametrize("clipped", [False, True])
+def test_layers_and_decay_are_the_groups_of_adamw(arch, clipped):
+    """One group of torch's AdamW for each parameter, its rate and decay worked out from its name and shape by hand."""
+    ours, theirs = (build(arch, PAGES[arch]).double() for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = Recipe("adam", 0.01, 0.01, "linear", 1, 0.1, layer_decay=0.7).optimizer(ours)
+    groups, used = [], set()
+    for name, p in theirs.named_parameters():
+        key = next(key for key in ABOVE if f".{key}." in f".{name}")
+        used.add(key)
+        groups.append({"params": [p], "lr": 0.01 * 0.7 ** ABOVE[key], "weight_decay": 0.0 if p.ndim == 1 else 0.1})
+    assert used >= {"embed", "blocks.0", "blocks.1"} and used & {"norm", "heads"}
+    reference = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-9)
+    for step in range(5):
+        for net in (ours, theirs):
+            gradients(dict(net.named_parameters()), step)
+        optimizer.step(1.0, torch.tensor(4.0, dtype=torch.float64) if clipped else None)
+        for p in theirs.parameters() if clipped else ():
+            p.grad.div_(4.0)  # type: ignore[union-attr]
+        reference.step()
+    for (name, mine), yours in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert_close(mine, yours, rtol=1e-12, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_muon_has_the_shares_of_the_layers_too():
+    net = build("modern", dict(source_vocab=9, target_vocab=9, d_model=16, n_heads=2, n_layers=2, d_ff=32))
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    moved = []
+    for layer_decay in (1.0, 0.5):
+        for name, p in net.named_parameters():
+            p.data.copy_(before[name])
+        gradients(dict(net.named_parameters()), 0)
+        Recipe("muon", 0.02, 0.01, "linear", 1, 0.0, layer_decay=layer_decay).optimizer(net).step(1.0)
+        moved.append({name: p.detach() - before[name] for name, p in net.named_parameters()})
+    shares = layer_shares(before, 0.5)
+    assert set(shares.values()) == {1.0, 0.5, 0.25, 0.125}
+    for name, share in shares.items():
+        assert_close(moved[1][name], moved[0][name] * share, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("arch", ["vaswani", "modern"])

@@ -16,7 +16,8 @@ from torch.testing import assert_close
 
 from plait.errors import InputError
 from plait.models import build
-from plait.train.checkpoints import grouped, read_tensors
+from plait.train.checkpoints import grouped, read_tensors, write_tensors
+from plait.train.keeping import Keeper
 from plait.train.parallel import Layout, Team, layout, start
 from plait.train.plan import cut_faults
 from plait.train.shards import Shards, joined
@@ -31,18 +32,13 @@ T5 = dict(vocab_size=9, d_model=16, n_heads=4, d_head=4, n_layers=1, d_ff=16)
 BOUND = {"float64": 1e-10, "float32": 1e-5}
 
 
-def torchrun(n: int, *words: object) -> subprocess.CompletedProcess:
-    """As a user does it; rank 0 finds a free port."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENV)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """What 2 and 4 ranks have left behind: they are started once."""
     folder = tmp_path_factory.mktemp("ranks")
     for n in ranks.CASES:
-        done = torchrun(n, HERE / "ranks.py", folder)
+        command = [sys.executable, HERE.parent / "forked.py", str(n), HERE / "ranks.py", folder]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENV)
         assert done.returncode == 0, done.stderr[-6000:]
     return folder
 
@@ -116,22 +112,19 @@ def free_port() -> str:
         return str(it.getsockname()[1])
 
 
-def test_a_rank_that_dies_or_hangs_ends_the_others_with_one_sentence():
-    """Without torchrun, which would kill them itself: what a rank does on its own."""
+def test_a_rank_that_dies_or_hangs_ends_the_other_with_one_sentence():
     jobs = {}
     for how in ("dies", "hangs"):
         env = {**ENV, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-        command = [sys.executable, HERE / "ranks.py", how]
-        jobs[how] = [subprocess.Popen(command, env={**env, "RANK": str(r)}, stderr=subprocess.PIPE, text=True) for r in range(2)]
+        jobs[how] = subprocess.Popen([sys.executable, HERE / "ranks.py", how], env=env, stderr=subprocess.PIPE, text=True)
     try:
-        for how, (first, second) in jobs.items():
-            said = first.communicate(timeout=100)[1]
-            assert first.returncode == 2, said
-            assert "rank 0 of 2: another rank has ended, or did not answer" in said and "--resume" in said
+        for job in jobs.values():
+            said = job.communicate(timeout=100)[1]
+            assert job.returncode == 2, said
+            assert "one of 2 ranks has ended or did not answer" in said and "--resume" in said
             assert "Traceback" not in said
-            assert (second.poll() is None) == (how == "hangs")
     finally:
-        for job in (job for pair in jobs.values() for job in pair):
+        for job in jobs.values():
             job.kill()
             job.communicate()
 
@@ -232,6 +225,24 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_by_name(tmp_path):
     file.unlink()
     with pytest.raises(InputError, match="No such file"):
         joined(place)
+
+
+def test_of_a_file_and_a_folder_the_later_step_counts(tmp_path):
+    """A run that went on with other ranks was killed before it removed what it had before; copying a run changes the files' times."""
+    team = Team(device=torch.device("cpu"))
+    keeper, shards = Keeper(tmp_path, team), Shards(tmp_path, team)
+    for step in (3, 7):
+        write_tensors(keeper.last, {"a": torch.full((2,), float(step))}, {"format": 1, "state": {"step": step}})
+        place = shards.write(5, {"a": torch.full((2,), 5.0)}, {"format": 1, "state": {"step": 5}})
+        for time in (1, 2):
+            os.utime(keeper.last, (time, time))
+            os.utime(place / "note.json", (3 - time, 3 - time))
+            read = torch.zeros(2)
+            assert keeper.read({"a": read}, lambda _: None)["state"]["step"] == max(step, 5)
+            assert float(read[0]) == max(step, 5)
+    keeper.save(8, {"a": torch.ones(2)}, {}, {"state": {"step": 8}})
+    keeper.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["last.safetensors"]
 
 
 def test_a_write_that_fails_keeps_the_checkpoint_before(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from plait.train.recipes import recipe_for
 from plait.train.schedules import inverse_sqrt, linear_decay
 from plait.verbs.lessons.lesson import usual_recipe
 
-WISHES = dict(optimizer=None, learning_rate=None, schedule=None, warmup=None, weight_decay=None)
+WISHES = dict(optimizer=None, learning_rate=None, schedule=None, warmup=None, weight_decay=None, layer_decay=None)
 
 
 def recipe(arch="vaswani", d_model=512, **wishes):

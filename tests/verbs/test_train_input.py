@@ -106,6 +106,7 @@ BAD = {
     "average": ("-2",),
     "vocab-size": ("0",),
     "weight-decay": ("-0.1", "inf"),
+    "layer-decay": ("0", "1.5", "nan"),
     "clip": ("-1",),
     "seed": ("-1",),
     "save-seconds": ("0",),

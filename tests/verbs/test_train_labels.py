@@ -135,11 +135,15 @@ def test_values(trained, data):
     assert found["metrics"]["rmse"] == pytest.approx(figures["rmse"], rel=1e-2) and found["baselines"]["mean"]["rmse"] > figures["rmse"]
 
 
-def test_pairs_of_texts_reach_the_model_as_pairs(trained, data):
+def test_pairs_of_texts_reach_the_model_as_pairs(trained, plait, data):
     out, _, _ = trained("classify", data["pairs"], "--steps", "3")
     ready = load(out)
     assert ready(("plum", "fig")).scores != ready(("fig", "plum")).scores
     assert classify.score(Eval(str(out)), ready)["n"] > 5
+    code, said, _ = plait("run", out, "plum\tfig", "--json")
+    assert code == 0 and json.loads(said)["scores"] == pytest.approx(ready(("plum", "fig")).scores)
+    code, said, err = plait("run", out, "plum\tfig", "plum")
+    assert code == 2 and len(said.split()) == 2 and "1 of 2 inputs" in err and "two texts with a tab between" in err
 
 
 def test_tag_from_conll_to_entities(trained, plait, data):
@@ -171,6 +175,20 @@ def test_embed_from_pairs_to_neighbours(trained, data):
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5) and vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
     assert ready.pooling.kind == "mean" and ready.pooling.max_length == 256
     assert embed.score(Eval(str(out)), ready)["metrics"]["recall@1"] == pytest.approx(figures["recall@1"], abs=0.01)
+
+
+def test_scores_of_pairs_are_compared_by_their_order(trained, data, tmp_path, refused):
+    out, _, _ = trained("embed", data["embed"], "--steps", "3")
+    ready = load(out)
+    pairs = [(f"the fruit {name}", f"{name} and of plum") for names in WORDS.values() for name in names]
+    near = [float(ready(a) @ ready(b)) for a, b in pairs]
+    scored = write(tmp_path / "s.csv", ["text1,text2,score", *(f"{a},{b},{5 * x**3}" for (a, b), x in zip(pairs, near, strict=True))])
+    found = embed.score(Eval(str(out), [str(scored)]), ready)
+    assert found["metrics"] == {"spearman": 1.0} and found["n"] == len(pairs)
+    assert abs(found["baselines"].get("tfidf", {"spearman": 0.0})["spearman"]) < 1
+    refused(["train", "embed", "--data", scored, "--out", tmp_path / "r", "--steps", "2"], "rows with a score are for plait eval")
+    odd = write(tmp_path / "odd.csv", ["text1,text2,score", "a,b,high"])
+    refused(["eval", out, "--data", odd], f"{odd}:2: the score 'high' is not a number")
 
 
 @pytest.mark.parametrize("task", ["classify", "tag", "answer", "embed"])

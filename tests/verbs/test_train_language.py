@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from plait.data import store
 from plait.tasks.language import NextToken
 from plait.tasks.masked import MaskedTokens
+from plait.tasks.translation import TeacherForcing
 
 WORDS = "the cat sat on a mat and saw one dog run far to see its red hat".split()
 LM = ["--preset", "modern-decoder-tiny", "--tokenizer", "characters", "--context", "16", "--batch-tokens", "256", "--threads", "1"]
@@ -129,3 +130,47 @@ def test_what_cannot_be_trained_is_told(refused, text, asked, tmp_path):
     refused(["train", "language-model", "--data", asked, "--columns", "text=Body", *run, *LM], "missing column: 'Body'; there is 'prompt'")
     refused(["train", "masked-lm", "--data", text, *run, *MLM, "--whole-words"], "does not mark where words")
     assert not (tmp_path / "run").exists()
+
+
+SPANS = ["--preset", "t5-tiny", *MLM[2:], "--objective", "span", "--evaluations", 2]
+
+
+def test_hidden_spans_are_written(plait, refused, text, tmp_path, monkeypatch):
+    words = ["train", "masked-lm", "--data", text, *SPANS, "--out"]
+    done = result(plait(*words, tmp_path / "run", "--steps", 40, "--learning-rate", "0.01", "--warmup", 5))
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["answers"] == {"decoder_start_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
+    code, out, err = plait("run", tmp_path / "run", "the cat <extra_id_0> a mat")
+    assert code == 0 and "<extra_id_0>" in out, (out, err)  # the first that it learns is how an answer begins
+    scored = result(plait("eval", tmp_path / "run"))
+    assert scored["metrics"] == pytest.approx({"nats_per_token": done["valid_loss"], "accuracy": done["accuracy"]}, abs=1e-4)
+    assert scored["metrics"]["nats_per_token"] < 4  # of 138 tokens
+
+    words.insert(-1, "--steps=20")
+    result(plait(*words, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        stopping(patch, TeacherForcing, 13)
+        assert plait(*words, tmp_path / "cut", "--workers", 2)[0] == 130
+    result(plait("train", "masked-lm", "--out", tmp_path / "cut", "--resume"))
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys() and all(tensor.equal(cut[name]) for name, tensor in whole.items())
+
+    refused([*words, tmp_path / "no", "--whole-words"], "--whole-words goes with --objective mask")
+
+
+def test_spans_from_a_released_model(plait, refused, text, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install 'plait[bench]')")
+    result(plait("train", "masked-lm", "--data", text, "--out", tmp_path / "run", "--steps", 2, *SPANS))
+    sizes = dict(vocab_size=144, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+    config = transformers.T5Config(**sizes, decoder_start_token_id=3, eos_token_id=2, pad_token_id=0)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "t5" / name).write_text((tmp_path / "run" / name).read_text())
+    words = ["train", "masked-lm", "--data", text, "--objective", "span", "--documents", "line", "--context", 12, "--steps", 2]
+    result(plait(*words, "--model", tmp_path / "t5", "--out", tmp_path / "on"))
+    saved = json.loads((tmp_path / "on" / "config.json").read_text())
+    assert saved["config"]["vocab_size"] == 144 and saved["answers"]["decoder_start_token_id"] == 3  # as the model says, not as usual
+    code, _, err = plait("run", tmp_path / "on", "the cat <extra_id_0> a mat")
+    assert code == 0, err
+    result(plait("train", "masked-lm", "--data", text, "--out", tmp_path / "mlm", "--steps", 2, *MLM))
+    refused([*words, "--model", tmp_path / "mlm", "--out", tmp_path / "no"], "has encoder, masked-lm trains a model of one encoder and one")

@@ -6,6 +6,7 @@
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,31 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], str]:
     found = measure.record(o["job"], o["threads"], o)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if o["job"] == "train-speed":
+        if o["job"] == "train":
+            from plait.bench import train_language
+
+            shape = train_language.SHAPES[shaped(o, "characters", train_language.SHAPES)]
+            only = contestants(o["only"], [*train_language.WHAT], [*train_language.WHAT])
+            rounds, steps = (o["rounds"] or 1, 2) if o["quick"] else (o["rounds"] or 5, 4)
+            done = train_language.run(shape, rounds, only, folder, o["threads"], o["nanogpt"], steps)
+            table = train_language.shown(done)
+        elif o["job"] == "learning":
+            from plait.bench import learning
+
+            peer = Path(o["nanogpt"]) if o["nanogpt"] else None
+            entrants = learning.contestants(peer, folder, Path(o["text"]), o["quick"])
+            only = contestants(o["only"], [*entrants], [*entrants])
+            entrants = {name: one for name, one in entrants.items() if name in only}
+            done = learning.run(Path(o["text"]), entrants, o["rounds"] or (1 if o["quick"] else 3), folder)
+            table = learning.shown(done)
+        elif o["job"] == "train-speed":
             from plait.bench import train_speed
             from plait.train.allocator import keep_freed_memory
 
             keep_freed_memory()  # as plait train does; in one process all contestants gain by it
-            if o["shape"] not in train_speed.JOBS:
-                raise InputError(f"--shape {o['shape']}: choose {choices(train_speed.JOBS)}")
+            job = train_speed.JOBS[shaped(o, "medium", train_speed.JOBS)]
             only = contestants(o["only"], ["plait", *train_speed.PEERS], [*train_speed.WHAT])
-            done = train_speed.run(train_speed.JOBS[o["shape"]], o["rounds"] or 20, only, folder)
+            done = train_speed.run(job, o["rounds"] or 20, only, folder)
             table = train_speed.shown(done)
         elif o["job"] == "translate-speed":
             from plait.bench import translate_speed
@@ -72,6 +89,12 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], str]:
             done = quality.run(job, only, folder)
             table = quality.shown(done)
     return {**found, **done, "load_after": measure.load_average()}, table
+
+
+def shaped(o: dict[str, Any], usual: str, known: Mapping[str, Any]) -> str:
+    if (name := o["shape"] or usual) not in known:
+        raise InputError(f"--shape {name}: choose {choices(known)}")
+    return name
 
 
 def contestants(given: list[str], usual: list[str], known: list[str]) -> list[str]:

@@ -33,6 +33,7 @@ README = (  # nanoGPT's own words for a CPU
     "--device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128"
     " --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
 ).split()
+FEW = 4  # steps, to see that all run
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,16 @@ net.load_state_dict(kept["model"])
 net.eval()
 table = json.load(open({folder!r} + "/characters.json"))
 ids = [table[c] for c in parts_of(Path({text!r}))[1]]
-with torch.inference_mode():  # given targets it scores every place, without them the last one
-    print(json.dumps([windows_loss(lambda rows: net(rows, rows)[0], ids), sum(p.numel() for p in net.parameters())]))
+def scores(rows):  # given targets it scores every place, without them the last one
+    rows = rows.contiguous()
+    return net(rows, rows)[0]
+with torch.inference_mode():
+    print(json.dumps([windows_loss(scores, ids), sum(p.numel() for p in net.parameters())]))
 """
 
 
-def nanogpt(folder: Path, scratch: Path, text: Path) -> Contestant:
-    """A copy of the folder in `scratch`, with the text as its data (its own preparation would fetch it)."""
+def nanogpt(folder: Path, scratch: Path, text: Path, few: bool = False) -> Contestant:
+    """A copy of the folder in `scratch`, with the text as its data (its own preparation would fetch it). `few`: as many steps."""
     if not (folder / "train.py").exists():
         raise InputError(f"--nanogpt {folder}: has no train.py; give a folder with nanoGPT's repository")
     here = scratch / "nanogpt"
@@ -122,12 +126,16 @@ def nanogpt(folder: Path, scratch: Path, text: Path) -> Contestant:
 
     (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(table), "stoi": table, "itos": {i: c for c, i in table.items()}}))
 
+    less = [f"--{name}={FEW}" for name in ("max_iters", "lr_decay_iters", "eval_interval", "eval_iters")] if few else []
+
     def words(_: Path, out: Path) -> list[str]:
-        return [sys.executable, "train.py", "config/train_shakespeare_char.py", f"--out_dir={out}", *README]
+        return [sys.executable, "train.py", "config/train_shakespeare_char.py", f"--out_dir={out}", *README, *less]
 
     def score(text: Path, out: Path) -> tuple[float, int]:
         code = SCORE.format(folder=str(here), out=str(out), text=str(text))
-        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment())
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+        if done.returncode:
+            raise InputError(f"nanogpt: its checkpoint cannot be scored: {(done.stderr.strip() or '?').splitlines()[-1]}")
         nats, parameters = json.loads(done.stdout.splitlines()[-1])
         return nats, parameters
 
@@ -142,6 +150,12 @@ def environment() -> dict[str, str]:
 # ---- the race ----
 
 
+def contestants(peer: Path | None, scratch: Path, text: Path, few: bool = False) -> dict[str, Contestant]:
+    """By name; nanoGPT where its folder is given."""
+    made = {name: ours([*options[: options.index("--steps")], "--steps", str(FEW)] if few else options) for name, options in OURS.items()}
+    return made if peer is None else {**made, "nanogpt": nanogpt(peer, scratch, text, few)}
+
+
 def run(text: Path, contestants: dict[str, Contestant], rounds: int, scratch: Path) -> dict[str, Any]:
     """Each contestant's command in turn: seconds from its start to its end, then its loss, which no clock sees."""
     rows: list[dict[str, Any]] = []
@@ -154,7 +168,7 @@ def run(text: Path, contestants: dict[str, Contestant], rounds: int, scratch: Pa
             done = subprocess.run(command, cwd=one.where, env=environment(), capture_output=True, text=True)
             seconds = time.perf_counter() - start
             if done.returncode:
-                raise InputError(f"{name}: its command ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
+                raise InputError(f"{name}: its command ended with {done.returncode}: {(done.stderr.strip() or '?').splitlines()[-1]}")
             nats, parameters = one.score(text.resolve(), out)
             rows.append({"name": name, "seconds": seconds, "nats": nats, "parameters": parameters, "load": load_average()})
             print(f"{name}: {seconds:.1f} s, {nats:.4f} nats, {parameters:,} parameters", file=sys.stderr)

@@ -77,6 +77,7 @@ class Contestant:
 
     def __init__(self, shape: dict[str, Any]):
         self.shape = Shape(**shape)
+        keep_freed_memory()  # as plait train does; all gain by it
         draw = torch.Generator().manual_seed(1)
         ids = torch.randint(self.shape.vocab_size, (self.shape.rows, self.shape.context + 1), generator=draw)
         self.inputs, self.targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
@@ -92,7 +93,6 @@ class Contestant:
 class Plait(Contestant):
     def __init__(self, shape: dict[str, Any], compiled: bool):
         super().__init__(shape)
-        keep_freed_memory()  # as plait train does
         self.net = network(self.shape).train()
         named = dict(self.net.named_parameters())
         matrices = {name: p for name, p in named.items() if p.ndim > 1}

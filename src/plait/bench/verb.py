@@ -13,22 +13,32 @@ from plait.verbs.numbers import number_faults
 class Bench:
     """Time and score Plait against named peers, in turn, on this machine."""
 
-    job: Annotated[Literal["train-speed", "translate-speed", "quality", "start", "generate", "small-weights"], positional, "what is done"]
+    job: Annotated[
+        Literal["train", "learning", "train-speed", "translate-speed", "quality", "start", "generate", "small-weights"],
+        positional,
+        "what is done",
+    ]
     out: Annotated[Path | None, "FILE", "where the JSON goes; default: bench/results/JOB-DATE.json"] = None
     threads: Annotated[int | None, "CPU threads, the same for all; default: all cores"] = None
     only: Annotated[
         list[str], "NAMES", "these contestants alone: plait, marian, trainer, torch, generate, ctranslate2, llama.cpp q8_0 ..."
     ] = field(default_factory=list)
-    rounds: Annotated[int | None, "turns a contestant; default 20 for train-speed, 5 for translate-speed, 3 for start, 5 for generate"] = (
-        None
-    )
-    shape: Annotated[str, "of train-speed: medium, or characters (spelling to sounds, batches of 4096 tokens)"] = "medium"
+    rounds: Annotated[
+        int | None, "turns a contestant; default 20 for train-speed, 5 for train, translate-speed and generate, 3 for learning and start"
+    ] = None
+    shape: Annotated[
+        str | None,
+        "of train-speed: medium (default), or characters (spelling to sounds, batches of 4096 tokens);"
+        " of train: characters (default), characters-small, or bpe",
+    ] = None
+    nanogpt: Annotated[Path | None, "FOLDER", "of train and learning: nanoGPT's repository; without it, it takes no part"] = None
+    text: Annotated[Path | None, "FILE", "of learning: tiny Shakespeare"] = None
     beams: Annotated[list[int], "of translate-speed: widths of the beam"] = field(default_factory=lambda: [4, 1])
     model: Annotated[str, "of start: a causal language model"] = "smollm2"
     cases: Annotated[
         list[str], "NAMES", "of generate: gpt2, gpt2-16, gpt2-prefill, smollm2, translate, speculative, cold; default: all"
     ] = field(default_factory=list)
-    quick: Annotated[bool, "of generate: few tokens, one round, to see that all contestants run"] = False
+    quick: Annotated[bool, "of generate, train and learning: a few tokens or steps, one round, to see that all contestants run"] = False
     data: Annotated[str, "of quality and small-weights: a built-in set"] = "cmudict"
     minutes: Annotated[float, "of quality: wall time of each contestant, from its start; of small-weights: of each model"] = 5.0
     run_folder: Annotated[Path | None, "RUN", "of quality and small-weights: a run of ours that is trained already"] = None
@@ -75,4 +85,6 @@ class Bench:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 found.append(f"--{name.replace('_', '-')} {value}: must be at least 0 and below 1")
+        if self.job == "learning" and (self.text is None or not self.text.is_file()):
+            found.append(f"--text {self.text or 'FILE'}: give the file of tiny Shakespeare" + ("; it is not there" if self.text else ""))
         return found

@@ -44,18 +44,22 @@ def library() -> ctypes.CDLL | None:
     found.plait_attention_backward.argtypes = [*[ctypes.c_void_p] * 11, ctypes.c_int64]
     found.plait_activate.argtypes = [ctypes.c_int, *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 3, ctypes.c_int]
     found.plait_activate_backward.argtypes = [*[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 3, ctypes.c_int]
-    for name in ("attention", "attention_backward", "activate", "activate_backward"):
+    found.plait_norm_backward.argtypes = [*[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 8, ctypes.c_int]
+    for name in ("attention", "attention_backward", "activate", "activate_backward", "norm_backward"):
         getattr(found, f"plait_{name}").restype = None
     return found
 
 
-def by_entry(like: Tensor) -> Tensor:
-    """Room for [B, H, L, K] that lies as [B, L, H, K], as projections read and write it."""
-    b, h, n, k = like.shape
-    return like.new_empty(b, n, h, k).transpose(1, 2)
+def by_entry(*like: Tensor) -> list[Tensor]:
+    """Room for [B, H, L, K] each, that lies as [B, L, H, K], as projections write it; side by side where all have the same entries."""
+    if len({x.shape[2] for x in like}) > 1:
+        return [room for x in like for room in by_entry(x)]
+    widths = [x.shape[1] * x.shape[3] for x in like]
+    room = like[0].new_empty(like[0].shape[0], like[0].shape[2], sum(widths)).split(widths, -1)
+    return [part.unflatten(-1, (x.shape[1], -1)).transpose(1, 2) for part, x in zip(room, like, strict=True)]
 
 
-def side_by_side(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -64,8 +68,8 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
-        q, k, v = map(side_by_side, (q, k, v))
-        out, log_sum = by_entry(q), q.new_empty(q.shape[:3])
+        q, k, v = map(dense, (q, k, v))
+        (out,), log_sum = by_entry(q), q.new_empty(q.shape[:3])
         about = About(*q.shape[:2], k.shape[1], q.shape[2], *k.shape[2:], causal, torch.get_num_threads(), scale)
         _call("plait_attention", about, about.place(q=q, k=k, v=v, out=out), log_sum.data_ptr())
         ctx.save_for_backward(q, k, v, out, log_sum)
@@ -76,7 +80,7 @@ class _Attention(torch.autograd.Function):
     @once_differentiable  # a second derivative would be wrong without a word
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         q, k, v, out, log_sum = ctx.saved_tensors
-        grad, found, about = side_by_side(grad), [by_entry(x) for x in (q, k, v)], ctx.about
+        grad, found, about = dense(grad), by_entry(q, k, v), ctx.about
         given = about.place(q=q, k=k, v=v, out=out)
         more = about.place(dout=grad, dq=found[0], dk=found[1], dv=found[2])
         _call("plait_attention_backward", about, given, log_sum.data_ptr(), *more)
@@ -98,6 +102,31 @@ def scaled(grad: Tensor, slope: Tensor) -> Tensor:
     assert made is not None
     made.plait_activate_backward(*grad.shape, slope.data_ptr(), grad.data_ptr(), sums.data_ptr(), threads)
     return sums.sum(0)
+
+
+class _Norm(torch.autograd.Function):
+    """(x, its layer norm): what goes back along both ways is joined in the pass that goes back through the norm."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+        y, mean, rate = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
+        ctx.save_for_backward(x, mean, rate, weight)
+        ctx.set_materialize_grads(False)
+        return x, y
+
+    @staticmethod
+    @once_differentiable  # a second derivative would be wrong without a word
+    def backward(ctx, beside: Tensor | None, grad: Tensor | None):  # type: ignore[override]
+        x, mean, rate, weight = ctx.saved_tensors
+        if grad is None:
+            return beside, None, None, None
+        grad, made, threads = grad.contiguous(), library(), torch.get_num_threads()
+        beside = beside if beside is None else beside.contiguous()
+        found, sums = torch.empty_like(x), x.new_empty(threads, 2, x.shape[-1])
+        inputs = [None if t is None else t.data_ptr() for t in (x, mean, rate, weight, grad, beside, found, sums)]
+        assert made is not None
+        made.plait_norm_backward(mean.numel(), x.shape[-1], *inputs, threads)
+        return found, *[total if wanted else None for total, wanted in zip(sums.sum(0), ctx.needs_input_grad[1:3], strict=True)], None
 
 
 def _call(name: str, about: About, given: list[int], *more: int) -> None:
@@ -124,3 +153,13 @@ def attends(q: Tensor, k: Tensor, v: Tensor) -> bool:
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
     """[B, H, L, K] of queries that see all keys or, `causal`, those up to their own place."""
     return _Attention.apply(q, k, v, causal, scale)  # type: ignore[return-value]
+
+
+def norms(x: Tensor) -> bool:
+    """Whether `normed` is quicker than torch's for this [..., D]."""
+    return x.requires_grad and x.is_contiguous() and not x.shape[-1] % VECTOR and serves(x)
+
+
+def normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """(x, its layer norm), both for further use."""
+    return _Norm.apply(x, weight, bias, eps)  # type: ignore[return-value]

@@ -121,6 +121,17 @@ def plain(layer: nn.Module) -> bool:
     return type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
 
 
+def beside(parts: Sequence[Tensor]) -> Tensor | None:
+    """The matrix [N, sum of widths] whose columns the parts [N, width] are, where they lie so: one product is quicker than several."""
+    first, stride = parts[0], (sum(part.shape[1] for part in parts), 1)
+    at, memory = first.storage_offset(), first.untyped_storage().data_ptr()
+    for part in parts:
+        if part.stride() != stride or part.storage_offset() != at or part.untyped_storage().data_ptr() != memory:
+            return None
+        at += part.shape[1]
+    return first.as_strided((len(first), stride[0]), stride)
+
+
 class _Project(torch.autograd.Function):
     """Several layers on the same rows x [N, D]: what goes back to x is summed by the products themselves. W, b, W, b ... follow x."""
 
@@ -133,6 +144,11 @@ class _Project(torch.autograd.Function):
     @once_differentiable  # a second derivative would be wrong without a word
     def backward(ctx, *grads: Tensor):  # type: ignore[override]
         x, *weights = ctx.saved_tensors
+        if all(ctx.needs_input_grad[1::2]) and (whole := beside(grads)) is not None:
+            widths = [len(weight) for weight in weights]
+            back = whole @ torch.cat(weights) if ctx.needs_input_grad[0] else None
+            sums = whole.sum(0).split(widths) if any(ctx.needs_input_grad[2::2]) else [None] * len(widths)
+            return back, *[grad for pair in zip((whole.T @ x).split(widths), sums, strict=True) for grad in pair]
         back, found = None, []
         for i, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
             if ctx.needs_input_grad[0]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.core.dropout import add_dropped
+from plait.core.norms import beside
 
 Step = tuple[Callable[[Tensor], Tensor], list[nn.Module]]  # what the step computes, and its norms in the order of `Rule.norms`
 
@@ -45,7 +46,8 @@ class Pre(Rule):
 
     def forward(self, x: Tensor, steps: Iterable[Step]) -> Tensor:
         for step, (norm,) in steps:
-            x = self.join(x, step(norm(x)))
+            x, y = beside(norm, x)
+            x = self.join(x, step(y))
         return x
 
 

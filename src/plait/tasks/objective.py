@@ -1,5 +1,6 @@
 """What training asks of a task: the loss of a batch, as sums, so that parts of a batch add up to the whole."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +12,8 @@ from plait.core.model import Model
 from plait.core.stream import Stream
 from plait.data.examples import IGNORED, Examples
 
+ROWS = 256  # vectors whose scores over a vocabulary are held at a time, where they are only counted
+
 
 @dataclass
 class Loss:
@@ -19,6 +22,15 @@ class Loss:
     total: Tensor
     plain: Tensor
     count: int
+
+
+@dataclass
+class Vectors:
+    """What an objective asks of a model: hidden vectors [N, D], what turns them into scores [N, C], and the right classes [N]."""
+
+    hidden: Tensor
+    head: Any
+    answers: Tensor
 
 
 class Objective(Protocol):
@@ -31,6 +43,41 @@ class Objective(Protocol):
     def size(self, batch: Any) -> int:
         """Tokens the batch feeds to the model, for the speed shown."""
         ...
+
+
+class Scoring:
+    """An objective that judges vectors, one by one. `of_classes`: the scores of each are one distribution, of which one class is right."""
+
+    smoothing = 0.0
+    of_classes = True
+
+    def vectors(self, net: Model, batch: Any) -> Vectors:
+        raise NotImplementedError
+
+    def loss(self, net: Model, batch: Any) -> Loss:
+        return self.judged(net, self.vectors(net, batch))
+
+    def judged(self, net: Model, vectors: Vectors) -> Loss:
+        """Cross-entropy against the weight matrix of the head, without ever holding all scores."""
+        hidden, head = vectors.hidden, vectors.head
+        if not hasattr(head, "weight"):  # an adapted or quantised head: its own forward counts
+            raise TypeError(f"head {type(head).__name__} has no weight matrix to take the loss against")
+        scale = getattr(head, "scale", 1.0)
+        hidden = hidden if scale == 1.0 else hidden * scale
+        smoothing = self.smoothing if net.training else 0.0
+        total, plain = linear_cross_entropy(hidden, head.weight, head.bias, vectors.answers, smoothing)
+        return Loss(total, plain, len(vectors.answers))
+
+    @torch.no_grad()
+    def accuracy(self, net: Model, batches: Iterable[Any]) -> float:
+        """The share of right classes that the model puts first."""
+        right = total = 0
+        for batch in batches:
+            found = self.vectors(net, batch)
+            for some, wanted in zip(found.hidden.split(ROWS), found.answers.split(ROWS), strict=True):
+                right += int((found.head(some).argmax(-1) == wanted).sum())
+            total += len(found.answers)
+        return right / max(total, 1)
 
 
 class ExampleObjective:
@@ -53,15 +100,17 @@ class ExampleObjective:
     def on_device(self, net: Model, batch: Examples) -> Examples:
         return batch.to(next(net.parameters()).device, non_blocking=True)
 
-    def token_loss(self, net: Model, hidden: Tensor, answers: Tensor, head: Any, smoothing: float = 0.0) -> Loss:
-        """Cross-entropy of hidden vectors [N, D] against the weight matrix of a head, without ever holding all their scores."""
-        if not hasattr(head, "weight"):  # an adapted or quantised head: its own forward counts
-            raise TypeError(f"head {type(head).__name__} has no weight matrix to take the loss against")
-        scale = getattr(head, "scale", 1.0)
-        hidden = hidden if scale == 1.0 else hidden * scale
-        smoothing = smoothing if net.training else 0.0
-        total, plain = linear_cross_entropy(hidden, head.weight, head.bias, answers, smoothing)
-        return Loss(total, plain, len(answers))
+
+class EntryObjective(Scoring, ExampleObjective):
+    """One class for each entry of which something is asked."""
+
+    def __init__(self, smoothing: float = 0.0):
+        self.smoothing = smoothing
+
+    def vectors(self, net: Model, batch: Examples) -> Vectors:
+        batch = self.on_device(net, batch)
+        hidden, answers = asked(self.hidden(net, batch), batch.answers)
+        return Vectors(hidden, net.heads[self.head], answers)
 
 
 def stream_of(net: Model, tower: str, batch: Examples) -> Stream:

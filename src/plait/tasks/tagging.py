@@ -5,25 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from plait.core.model import Model
-from plait.data.examples import IGNORED, Examples
+from plait.data.examples import IGNORED
 from plait.tasks.encoding import pieces_of, windows
-from plait.tasks.objective import ExampleObjective, Loss, asked
+from plait.tasks.objective import EntryObjective
 from plait.text.loaded import LoadedTokenizer
 
 
-class Tagging(ExampleObjective):
+class Tagging(EntryObjective):
     """Cross-entropy where an answer is asked for (Devlin et al. 2019, section 5.3)."""
 
     head = "tag"
-
-    def __init__(self, smoothing: float = 0.0):
-        self.smoothing = smoothing
-
-    def loss(self, net: Model, batch: Examples) -> Loss:
-        batch = self.on_device(net, batch)
-        hidden, answers = asked(self.hidden(net, batch), batch.answers)
-        return self.token_loss(net, hidden, answers, net.heads[self.head], self.smoothing)
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,24 @@ from typing import Any
 
 import torch
 
-from plait.core.losses import linear_cross_entropy
 from plait.core.model import Model
 from plait.data.batches import Batch
 from plait.data.cleaning import regular
 from plait.generate.search import Hypothesis, gnmt
-from plait.tasks.objective import Loss
+from plait.tasks.objective import Scoring, Vectors
 from plait.tasks.sequences import Rewriter, padded
 from plait.text.tokenizer import Tokenizer
 
 
-class TeacherForcing:
+class TeacherForcing(Scoring):
     """The decoder is given the right answer so far and predicts the next token (Vaswani et al. 2017, section 5), with label smoothing."""
+
+    tower = "decoder"
 
     def __init__(self, smoothing: float = 0.1, head: str = "lm"):
         self.smoothing, self.head = smoothing, head
 
-    def loss(self, net: Model, batch: Batch) -> Loss:
+    def vectors(self, net: Model, batch: Batch) -> Vectors:
         batch = batch.to(next(net.parameters()).device)
         source, target = padded(batch.source, batch.source_real), padded(batch.target_in, batch.target_real)
         hidden = net(encoder=source, decoder=target)["decoder"].x
@@ -29,14 +30,7 @@ class TeacherForcing:
             hidden, answers = hidden[batch.target_real], batch.target_out[batch.target_real]  # [N, D], [N]
         else:
             hidden, answers = hidden.flatten(0, 1), batch.target_out.flatten()
-        head = net.heads[self.head]
-        smoothing = self.smoothing if net.training else 0.0
-        if not hasattr(head, "weight"):  # an adapted or quantised head: its own forward counts
-            raise TypeError(f"head {type(head).__name__} has no weight matrix to take the loss against")
-        scale = getattr(head, "scale", 1.0)
-        hidden = hidden if scale == 1.0 else hidden * scale
-        total, plain = linear_cross_entropy(hidden, head.weight, head.bias, answers, smoothing)  # type: ignore[arg-type]
-        return Loss(total, plain, batch.n_target)
+        return Vectors(hidden, net.heads[self.head], answers)
 
     def parts(self, batch: Batch, n: int) -> list[Batch]:
         if n == 1:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from plait.train.placement import local
+
 
 class MovingAverage:
     """average = decay · average + (1 - decay) · weights after each step (Polyak & Juditsky 1992, in the form of Tarvainen & Valpola 2017).
@@ -22,7 +24,8 @@ class MovingAverage:
     def update(self, step: int) -> None:
         """After optimizer step `step`, counted from 1."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.params.values()], weight)
+        params = [local(p.detach()) for p in self.params.values()]
+        torch._foreach_lerp_([local(t) for t in self.average.values()], params, weight)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

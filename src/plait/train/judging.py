@@ -1,5 +1,6 @@
 """How good a model is on what it does not learn from: its loss, and the figures of its task."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -14,6 +15,7 @@ from plait.train.parallel import Team
 from plait.train.precision import Precision
 
 Measure = Callable[[Model], dict[str, float]]
+SHARE = 0.05  # of the time spent, that evaluations may have taken before another one
 
 
 class Judge:
@@ -32,14 +34,23 @@ class Judge:
     ):
         self.net, self.learner, self.objective, self.valid, self.measure = net, learner, objective, valid, measure
         self.average, self.precision, self.team = average, precision, team
+        self.seconds = 0.0  # that judging took
 
     @contextmanager
     def judging(self) -> Iterator[None]:
         """Within, the model is as it would be put to use: without dropout, its weights the average where one is kept."""
+        begun = time.perf_counter()
         self.learner.eval()
         with torch.no_grad(), nullcontext() if self.average is None else self.average.in_place():
             yield
+        if self.team.layout.shard:
+            self.learner.reshard()  # type: ignore[operator]  # what it has put together may be the average, or what it was filled with since
         self.learner.train()
+        self.seconds += time.perf_counter() - begun
+
+    def affordable(self, spent: float | None) -> bool:
+        """Whether another evaluation leaves most of the time to training; `spent` are the seconds so far of a budget of time."""
+        return spent is None or bool(self.team.first_says(float(self.seconds <= SHARE * spent)))
 
     def loss(self) -> float:
         """Nats a prediction over the whole set; each rank takes its rows of every batch."""
@@ -50,9 +61,12 @@ class Judge:
                     loss = self.learner(part, weight)
                 total, count = total + loss.plain.double(), count + loss.count
         both = self.team.sum(torch.stack([total, torch.full_like(total, count)]))
-        return float(both[0]) / max(float(both[1]), 1.0)
+        return self.team.first_says(float(both[0]) / max(float(both[1]), 1.0))  # what hangs on it is one decision
 
     def figures(self) -> dict[str, float]:
-        """What the task measures besides; nothing where the weights lie in pieces, which only a training step puts together."""
-        layout = self.team.layout
-        return {} if self.measure is None or layout.shard or layout.tensor > 1 else self.measure(self.net)
+        """What the task measures besides: each rank does, on all of the set, since the model may lie in pieces on all of them."""
+        if self.measure is None:
+            return {}
+        if self.team.layout.shard:  # blocks put themselves together, the rest only in the learner's own forward pass
+            self.learner.unshard()  # type: ignore[operator]
+        return self.measure(self.net)

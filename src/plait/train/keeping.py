@@ -1,5 +1,6 @@
 """The checkpoints of a run: written while training goes on, read by whatever ranks go on with it."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ class Keeper:
 
     One process writes files one after the other in a thread of its own, each beside its place and then renamed, from a copy that is
     taken when it is asked to; a fault (a full disk) is raised by the next call, or by `wait`. Several ranks write `last` together, as
-    shards, and wait for it.
+    shards, and wait for it. A run that went on with other ranks may hold both kinds for a moment: the one of the later step counts.
     """
 
     def __init__(self, folder: Path, team: Team):
@@ -49,20 +50,28 @@ class Keeper:
         """`alone` is what only a single process keeps and goes on with: the states of its generators."""
         note = {"format": FORMAT, **note}
         if self.team.size == 1:
-            self.behind(write_tensors, self.last, copied({**tensors, **alone}), note)
+            self.behind(self.write_last, copied({**tensors, **alone}), note)
         else:
             from plait.train.shards import Shards
 
             Shards(self.folder, self.team).write(step, tensors, note)
+            if self.team.first:
+                self.last.unlink(missing_ok=True)
+
+    def write_last(self, tensors: Mapping[str, Tensor], note: Any) -> None:
+        write_tensors(self.last, tensors, note)
+        for older in self.folder.glob("step-*/"):
+            shutil.rmtree(older)
 
     def newest(self) -> Path | None:
-        """A file, or a folder of shards, whichever is younger: a run may go on with other ranks than it had."""
-        from plait.train.shards import NOTE, Shards
+        """A file, or a folder of shards: a run may go on with other ranks than it had."""
+        from plait.train.shards import Shards
 
         shards = Shards(self.folder, self.team).last
-        found = [place for place in (self.last, None if shards is None else shards / NOTE) if place is not None and place.exists()]
-        newest = max(found, key=lambda place: place.stat().st_mtime_ns, default=None)
-        return newest if newest in (None, self.last) else shards
+        if shards is None or not self.last.exists():
+            return shards or (self.last if self.last.exists() else None)
+        step = read_tensors(self.last)[1]["state"]["step"]
+        return self.last if step > int(shards.name.removeprefix("step-")) else shards
 
     def read(self, tensors: Mapping[str, Tensor], alone: Callable[[Mapping[str, Tensor]], None]) -> Any:
         """Fills the tensors in place from the newest, each rank its own part; the note, None where there is none."""
@@ -131,5 +140,3 @@ def filled(tensors: Mapping[str, Tensor], there: Mapping[str, Tensor], place: Pa
         raise InputError(f"{place}: is the checkpoint of another model or optimizer", faults)
     for name, tensor in tensors.items():
         fill(tensor, there[name].to(tensor.device))
-
-

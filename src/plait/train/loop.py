@@ -128,6 +128,8 @@ class Trainer:
                     if progress >= 1.0:
                         break
                     state.epoch, state.position, state.progress = epoch, position, progress
+                    if not state.step:  # what reading the data took of the budget is no reason to evaluate
+                        state.evaluated = int(progress * self.settings.evaluations)
                     positions.note(progress, self.kept)
                     self.step(batch)
                     now = time.perf_counter()
@@ -135,8 +137,9 @@ class Trainer:
                     speed = (state.tokens - tokens_then) / max(now - measured, 1e-9)
                     if state.step % 10 == 0:
                         self.reporter.progress(state.step, progress, state.seconds, self.loss_now(), speed)
-                    if int(progress * self.settings.evaluations) > state.evaluated:
-                        state.evaluated = int(progress * self.settings.evaluations)
+                    due = int(progress * self.settings.evaluations)
+                    if due > state.evaluated and self.judge.affordable(budget.minutes and progress * 60 * budget.minutes):
+                        state.evaluated = due
                         self.evaluate(speed)
                         measured, tokens_then = time.perf_counter(), state.tokens
                         if measured - drawn > DRAWN_EVERY:

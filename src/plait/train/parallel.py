@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+import signal
+import threading
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -60,16 +63,21 @@ def layout(parallel: str | None, tensor: int | None, size: int) -> Layout:
     return Layout(size // share, kind.startswith("fsdp"), share)
 
 
+class Ended(BaseException):
+    """The launcher told this rank to end (SIGTERM), as it does when another rank has ended."""
+
+
 class Team:
     """The ranks of a run, seen from one of them. A single process is a team of one, without a process group.
 
-    Used as a context: at its end the group is taken down, and a failure of another rank becomes one sentence.
+    Used as a context: at its end the group is taken down, and a failure of another rank becomes one sentence. What several ranks
+    would say at their end, one of them says.
     """
 
-    def __init__(self, how: Layout | None = None, device: torch.device | None = None, mesh: Any = None, ends: bool = False):
-        """`mesh` has the dimensions "data" and "tensor"; with `ends` the process group ends with the team."""
+    def __init__(self, how: Layout | None = None, device: torch.device | None = None, mesh: Any = None, store: dist.Store | None = None):
+        """`mesh` has the dimensions "data" and "tensor"; `store` is what the ranks met at, where the process group ends with the team."""
         self.layout, self.device = how or Layout(), device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.mesh, self.ends = mesh, ends
+        self.mesh, self.store = mesh, store
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if mesh is not None else (0, 1)
         self.data_rank = 0 if mesh is None else mesh["data"].get_local_rank()
 
@@ -79,16 +87,33 @@ class Team:
         return self.rank == 0
 
     def __enter__(self) -> "Team":
+        if self.store is not None and threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGTERM, _told_to_end)
         return self
 
     def __exit__(self, _type: Any, fault: BaseException | None, _trace: Any) -> None:
-        if self.ends and fault is None:  # a fault ends the process, and with it the group; taking it down could wait for the others
-            dist.destroy_process_group()
-        if self.size > 1 and _gone(fault):
-            raise InputError(
-                f"rank {self.rank} of {self.size}: another rank has ended, or did not answer in time;"
-                " its own message says why. Start the same command again with --resume, on as many ranks as there are"
-            ) from None
+        if hasattr(self, "before"):  # the launcher ends the others as soon as one is gone: what there is to say is said first
+            signal.signal(signal.SIGTERM, self.before if fault is None else signal.SIG_IGN)
+        if fault is None:
+            if self.store is not None:  # after a fault the group ends with the process; taking it down could wait for the others
+                dist.destroy_process_group()
+            return
+        said = InputError(
+            f"one of {self.size} ranks has ended or did not answer in time, or all were told to end; the message of that rank, or the"
+            " launcher, says why. Start the same command again with --resume, on as many ranks as there are"
+        )
+        said = said if self.size > 1 and _gone(fault) else fault
+        if isinstance(said, InputError | KeyboardInterrupt) and not self.speaks(str(said)):
+            raise SystemExit(2 if isinstance(said, InputError) else 128 + signal.SIGINT) from None
+        if said is not fault:
+            raise said from None
+
+    def speaks(self, text: str) -> bool:
+        """Whether this rank is the one to say what others may have to say as well: the first to ask."""
+        try:
+            return self.store is None or self.store.add(f"said {zlib.crc32(text.encode()):08x}", 1) == 1
+        except RuntimeError:  # it ended with the rank that kept it
+            return True
 
     # --- the model
 
@@ -203,7 +228,11 @@ class Team:
 
 def _gone(fault: BaseException | None) -> bool:
     """Whether this is what a rank sees of the end of another."""
-    return isinstance(fault, dist.DistError) or (isinstance(fault, RuntimeError) and any(sign in str(fault) for sign in GONE))
+    return isinstance(fault, Ended | dist.DistError) or (isinstance(fault, RuntimeError) and any(sign in str(fault) for sign in GONE))
+
+
+def _told_to_end(*_: Any) -> None:
+    raise Ended
 
 
 def _difference(name: str, values: list[str]) -> str | None:
@@ -236,18 +265,29 @@ def start(parallel: str | None = None, tensor: int | None = None, wait: timedelt
             raise InputError(
                 f"WORLD_SIZE={size}, but {choices(missing)} is not set: start with torchrun --nproc-per-node {size} -m plait.cli ..."
             )
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=wait)
+            store, rank, _ = next(dist.rendezvous("env://", timeout=wait))
+            dist.init_process_group(backend, timeout=wait, store=dist.PrefixStore("group", store), rank=rank, world_size=size)
         except dist.DistError:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise InputError(
                 f"rank {os.environ['RANK']} of {size}: not all ranks met at {where} within {wait.total_seconds():g} s; start the job again,"
                 " every machine with the same address, on a port that is free and open"
             ) from None
-    return placed(how, ends=not there)
+        return placed(how, store)
+    return placed(how)
 
 
-def placed(how: Layout, ends: bool = False) -> Team:
+def together(value: float) -> float:
+    """The sum of what all ranks of the process group measure; the value itself without one. All ranks must ask."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    dist.all_gather_object(found := [value] * dist.get_world_size(), value)
+    return sum(found)
+
+
+def placed(how: Layout, store: dist.Store | None = None) -> Team:
     """The team of the process group that is there, laid out so. All ranks must call this."""
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -256,4 +296,4 @@ def placed(how: Layout, ends: bool = False) -> Team:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     mesh = init_device_mesh(device.type, (how.data, how.tensor), mesh_dim_names=("data", "tensor"))
-    return Team(how, device, mesh, ends)
+    return Team(how, device, mesh, store)

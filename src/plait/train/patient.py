@@ -40,12 +40,9 @@ class Piece:
     """One text of a batch (a whole row, or one document of a packed row) without its padding."""
 
     fed: np.ndarray  # [n] ids that the scored tower reads
-    answers: np.ndarray  # [n] where each entry has one, else of the piece as a whole
+    answers: np.ndarray  # [n] of each entry, else of the piece as a whole
+    per_entry: bool
     source: np.ndarray | None = None  # [s] ids that another tower reads
-
-    @property
-    def per_entry(self) -> bool:
-        return self.answers.shape == self.fed.shape
 
     @property
     def asked(self) -> np.ndarray:  # [n] bool
@@ -90,9 +87,15 @@ def pieces_of(batch: Any) -> Iterator[Piece]:
         said = answers[row][mine] if examples.per_entry else answers[row]
         if segments is not None:
             cuts = np.flatnonzero(np.diff(segments[row][mine])) + 1
-            yield from map(Piece, np.split(fed, cuts), np.split(said, cuts) if examples.per_entry else [said] * (len(cuts) + 1))
+            parts = np.split(said, cuts) if examples.per_entry else [said] * (len(cuts) + 1)
+            yield from (Piece(*both, examples.per_entry) for both in zip(np.split(fed, cuts), parts))
         else:
-            yield Piece(fed, said, None if source is None or source_real is None else source[row][source_real[row]].cpu().numpy())
+            yield Piece(
+                fed,
+                said,
+                examples.per_entry,
+                None if source is None or source_real is None else source[row][source_real[row]].cpu().numpy(),
+            )
 
 
 @dataclass

@@ -10,35 +10,29 @@ from plait.verbs import Rows, positional
 
 @dataclass
 class Data:
-    """List the built-in data sets, or write one of them as TSV."""
+    """List the built-in data sets, or write one of them as a file."""
 
     name: Annotated[str | None, positional, "a data set"] = None
     part: Annotated[Literal["train", "test", "all"], "test is the fixed twentieth that is never trained on"] = "all"
-    out: Annotated[Path | None, "FILE", "write it there as TSV: source, tab, target; - is standard output"] = None
+    out: Annotated[
+        Path | None, "FILE", "write it there, in the form of its task: TSV, CoNLL, SQuAD's JSON, JSON lines; - is standard output"
+    ] = None
     json: Annotated[bool, "write JSON"] = False
 
     def run(self) -> Any:
         """The list (nothing is fetched), what is in one set, or its lines."""
-        from plait.data.builtin import load, sets
+        from plait.data.builtin import sets, written
 
         if self.name is None:
             if self.out is not None:
                 raise InputError(f"--out {self.out}: which data set is to be written? `plait data` lists them")
             return Rows(asdict(line) for line in sets())
-        pairs = load(self.name, self.part)
-        lines = (f"{pair.source}\t{pair.target}" for pair in pairs)
+        text, suffix, rows = written(self.name, self.part)
         if self.out is None:
-            sources = len({pair.source for pair in pairs})
-            return {
-                "name": self.name,
-                "part": self.part,
-                "pairs": len(pairs),
-                "sources": sources,
-                "first": [asdict(pair) for pair in pairs[:3]],
-            }
+            return {"name": self.name, "part": self.part, "rows": rows, "file": suffix, "begins": text[:300]}
         if str(self.out) == "-":
-            return lines
+            return iter(text.splitlines())
         from plait.train.checkpoints import write_atomically
 
-        write_atomically(self.out, "".join(f"{line}\n" for line in lines).encode())
-        return {"written": str(self.out), "pairs": len(pairs)}
+        write_atomically(self.out, text.encode())
+        return {"written": str(self.out), "rows": rows}

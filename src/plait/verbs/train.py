@@ -30,6 +30,9 @@ class Train:
         default_factory=list
     )
     documents: Annotated[Literal["file", "line"], "of a text file for a language model: all of it is one document, or each line"] = "file"
+    objective: Annotated[
+        Literal["mask", "span"], "of a masked language model: tell hidden tokens (BERT), or write hidden spans (T5, an encoder-decoder)"
+    ] = "mask"
     whole_words: Annotated[bool, "hide all tokens of a word together, for a masked language model"] = False
     minutes: Annotated[float | None, "wall time from the start of the process"] = None
     steps: Annotated[int | None, "optimizer steps"] = None
@@ -105,6 +108,10 @@ class Train:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 faults.append(f"--{name} {value}: must be at least 0 and below 1")
+        if self.objective == "span" and self.task != "masked-lm":
+            faults.append(f"--objective span goes with masked-lm, not with {self.task}")
+        if self.objective == "span" and self.whole_words:
+            faults.append("--whole-words goes with --objective mask: spans are drawn over tokens")
         if self.teacher_weight is not None and not 0 <= self.teacher_weight <= 1:
             faults.append(f"--teacher-weight {self.teacher_weight}: must be from 0 to 1")
         if self.teacher is None and (self.teacher_weight, self.teacher_temperature) != (None, None):

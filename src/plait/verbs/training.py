@@ -22,12 +22,14 @@ from plait.train.state import Budget, Settings, State
 from plait.train.trackers import TensorBoard, Tracker, WeightsAndBiases
 from plait.verbs.doctor import check_first
 from plait.verbs.lessons.lesson import Lesson, Say
+from plait.verbs.lessons.teaching import with_teacher
 from plait.verbs.train import LESSONS, Train
 
 
 def lesson_of(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
     """The lesson of the verb's task; `saved` is config.json of the run that is to go on."""
-    return import_module(f"plait.verbs.lessons.{LESSONS[verb.task]}").lesson(verb, saved, say)
+    lesson = import_module(f"plait.verbs.lessons.{LESSONS[verb.task]}").lesson(verb, saved, say)
+    return with_teacher(verb, lesson)
 
 
 def model_of(verb: Train, lesson: Lesson) -> Model:
@@ -62,7 +64,8 @@ def train_on(team: parallel.Team, verb: Train, started: float) -> dict[str, Any]
             f"{', '.join(verb.data)}: the data changed since this run began; put the old files back, or start a new run with another --out"
         )
     settings = {f"--{name.replace('_', '-')}": value for name, value in verb.saved().items()}
-    team.agree({"plait": __version__, "torch": torch.__version__, "data": lesson.fingerprint, **settings})
+    versions = {"plait": __version__, "torch": torch.__version__}
+    team.agree({**versions, "data": lesson.fingerprint, "model": f"{lesson.arch} {lesson.config}", **settings})
     net = model_of(verb, lesson).to(team.device)
     recipe = recipe_for(verb, lesson.recipe, lesson.config.get("d_model", 512))
     if verb.check and not saved:

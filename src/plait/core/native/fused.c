@@ -87,8 +87,13 @@ INLINE void tile(const int m, const int broad, const int turned, int64_t k, cons
 }
 
 #define TILES(name, m, turned)                                                                                                             \
-  static void name(int full, int64_t k, const float *a, int64_t ay, const float *b, int64_t by, float *c, int64_t cy, int add) {           \
-    full ? tile(m, BROAD, turned, k, a, ay, b, by, c, cy, add) : tile(m, 1, turned, k, a, ay, b, by, c, cy, add);                          \
+  static void name(int vectors, int64_t k, const float *a, int64_t ay, const float *b, int64_t by, float *c, int64_t cy, int add) {           \
+    switch (vectors) {                                                                                                                    \
+    case 1: tile(m, 1, turned, k, a, ay, b, by, c, cy, add); break;                                                                       \
+    case 2: tile(m, 2, turned, k, a, ay, b, by, c, cy, add); break;                                                                       \
+    case 3: tile(m, BROAD < 3 ? BROAD : 3, turned, k, a, ay, b, by, c, cy, add); break;                                                   \
+    default: tile(m, BROAD, turned, k, a, ay, b, by, c, cy, add);                                                                         \
+    }                                                                                                                                     \
   }
 TILES(six, 6, 0) TILES(two, 2, 0) TILES(one, 1, 0) TILES(six_turned, 6, 1) TILES(two_turned, 2, 1) TILES(one_turned, 1, 1)
 
@@ -100,39 +105,58 @@ static void multiply(const Part part, const int turned, int64_t off, int64_t m, 
   for (int64_t start = 0; start < k; start += DEEP) {
     int64_t stop = start + DEEP < k ? start + DEEP : k;
     for (int64_t j = 0; j < n;) {
-      int full = n - j >= BROAD * WIDE;
+      int wanted = n - j >= BROAD * WIDE ? BROAD : (int)((n - j) / WIDE);
       for (int64_t i = 0, rows; i < m; i += rows) {
         rows = m - i >= TALL ? TALL : m - i > 1 ? 2 : 1;
         int64_t from = start, to = stop, last = i + rows - 1;
+        int vectors = wanted;
         if (part == BELOW && j > last + off) continue;
+        if (part == BELOW && last + off - j < (vectors - 1) * WIDE) vectors = (int)((last + off - j) / WIDE + 1);
         if (part == UP_TO && to > last + off + 1) to = last + off + 1;
         if (part == FROM && from < i - off) from = i - off;
         if (from >= to && (start || add)) continue;
         if (from > to) from = to;
         const float *at = turned ? a + i + from * ay : a + i * ay + from;
         (turned ? rows == TALL ? six_turned : rows == 2 ? two_turned : one_turned : rows == TALL ? six : rows == 2 ? two : one)(
-            full, to - from, at, ay, b + from * by + j, by, c + i * cy + j, cy, add || start);
+            vectors, to - from, at, ay, b + from * by + j, by, c + i * cy + j, cy, add || start);
       }
-      j += full ? BROAD * WIDE : WIDE;
+      j += wanted * WIDE;
     }
   }
 }
 
-static void transposed(const float *x, int64_t by, int64_t rows, int64_t width, float *out, int64_t padded) {
-  for (int64_t i = 0; i < padded; i += WIDE)
-    for (int64_t j = 0; j < width; j++) {
-      wide v = all(0);
-      for (int64_t l = 0; l < WIDE && i + l < rows; l++) v[l] = x[(i + l) * by + j];
-      store_wide(out + j * padded + i, v);
+static int64_t padded(int64_t n) { return (n + WIDE - 1) / WIDE * WIDE; }
+
+/* [rows, width] -> [width, padded rows], the columns by `by_out`, zeros after the last row. Eight by eight: interleaving the first four
+   vectors with the last four, three times over, turns a block. */
+static void transposed(const float *x, int64_t by, int64_t rows, int64_t width, float *out, int64_t by_out) {
+  for (int64_t i = 0; i < padded(rows); i += 8)
+    for (int64_t j = 0; j < width; j += 8) {
+      v8f v[8], w[8];
+#pragma GCC unroll 8
+      for (int r = 0; r < 8; r++) v[r] = i + r < rows ? load8(x + (i + r) * by + j) : all8(0);
+#pragma GCC unroll 3
+      for (int turn = 0; turn < 3; turn++) {
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++) {
+          w[2 * r] = SHUFFLE(v[r], v[r + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+          w[2 * r + 1] = SHUFFLE(v[r], v[r + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+        }
+        memcpy(v, w, sizeof v);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < 8; r++) store8(out + (j + r) * by_out + i, v[r]);
     }
 }
 
 INLINE float largest(wide v) {
-  float a[WIDE], most;
+  float a[WIDE];
   store_wide(a, v);
-  most = a[0];
-  for (int i = 1; i < WIDE; i++) most = a[i] > most ? a[i] : most;
-  return most;
+#pragma GCC unroll 4
+  for (int half = WIDE / 2; half; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; i++) a[i] = a[i + half] > a[i] ? a[i + half] : a[i];
+  return a[0];
 }
 
 /* Strides in floats: of a row of the batch, of a head, of an entry; channels lie side by side. */
@@ -145,7 +169,7 @@ typedef struct {
 
 enum { BLOCK = 60 }; /* queries at a time, fewer where there are so many keys that their scores would leave the cache */
 
-static int64_t padded(int64_t n) { return (n + WIDE - 1) / WIDE * WIDE; }
+static int64_t apart(int64_t n) { return padded(n) | WIDE; } /* rows of scratch, so that a column's entries fall into all sets of a cache */
 static int64_t block(const About *t) {
   int64_t fit = (1 << 17) / (4 * padded(t->keys)) * 2 / TALL * TALL;
   return fit < TALL ? TALL : fit < BLOCK ? fit : BLOCK;
@@ -153,7 +177,7 @@ static int64_t block(const About *t) {
 
 /* Floats of scratch that one thread needs. */
 int64_t plait_attention_room(const About *t, int backward) {
-  int64_t s = padded(t->keys);
+  int64_t s = apart(t->keys);
   return (1 + backward) * s * (t->d_head + block(t));
 }
 
@@ -163,7 +187,7 @@ static const float *at(const float *x, Stride s, int64_t row, int64_t head, int6
 
 static void forward(const About *t, int64_t row, int64_t group, const float *q, const float *k, const float *v, float *out, float *log_sum,
                     float *room) {
-  int64_t s = padded(t->keys), w = t->d_head, fold = t->heads / t->key_heads, many = block(t);
+  int64_t s = apart(t->keys), w = t->d_head, fold = t->heads / t->key_heads, many = block(t);
   float *kt = room, *p = kt + s * w, rate[BLOCK];
   const float scale = t->scale;
   const float *values = at(v, t->v, row, group, 0);
@@ -203,7 +227,7 @@ static void forward(const About *t, int64_t row, int64_t group, const float *q, 
 
 static void backward(const About *t, int64_t row, int64_t group, const float *q, const float *k, const float *v, const float *out,
                      const float *log_sum, const float *dout, float *dq, float *dk, float *dv, float *room) {
-  int64_t s = padded(t->keys), w = t->d_head, fold = t->heads / t->key_heads, many = block(t);
+  int64_t s = apart(t->keys), w = t->d_head, fold = t->heads / t->key_heads, many = block(t);
   float *kt = room, *vt = kt + s * w, *p = vt + s * w, *dp = p + s * many;
   const float scale = t->scale;
   const float *keys = at(k, t->k, row, group, 0), *values = at(v, t->v, row, group, 0);
@@ -349,5 +373,33 @@ void plait_activate_backward(int64_t rows, int64_t width, const float *slope, fl
     memset(sum, 0, width * sizeof(float));
     for (int64_t i = rows * thread / threads; i < rows * (thread + 1) / threads; i++)
       for (int64_t j = 0; j < width; j++) sum[j] += grad[i * width + j] *= slope[i * width + j];
+  }
+}
+
+/* Back through a layer norm: y = (x - mean) rate * gain + bias for rows of x. dx gets `other`, what reached x by other ways (the
+   residual sum) or NULL, and this way's share. width is in whole vectors; sums [threads, 2, width] gets each thread's share of the gradients of the gain and of the bias. */
+void plait_norm_backward(int64_t rows, int64_t width, const float *x, const float *mean, const float *rate, const float *gain,
+                         const float *dy, const float *other, float *dx, float *sums, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t thread = 0; thread < threads; thread++) {
+    float *to_gain = sums + thread * 2 * width, *to_bias = to_gain + width;
+    memset(to_gain, 0, 2 * width * sizeof(float));
+    for (int64_t i = rows * thread / threads; i < rows * (thread + 1) / threads; i++) {
+      const float *in = x + i * width, *up = dy + i * width, m = mean[i], r = rate[i];
+      wide plain = all(0), along = all(0);
+      for (int64_t j = 0; j < width; j += WIDE) {
+        wide d = load_wide(up + j), z = (load_wide(in + j) - m) * r, g = gain ? d * load_wide(gain + j) : d;
+        plain += g;
+        along += g * z;
+        store_wide(to_gain + j, load_wide(to_gain + j) + d * z);
+        store_wide(to_bias + j, load_wide(to_bias + j) + d);
+      }
+      const float a = across_wide(plain) / (float)width, b = across_wide(along) / (float)width;
+      for (int64_t j = 0; j < width; j += WIDE) {
+        wide z = (load_wide(in + j) - m) * r, d = load_wide(up + j), g = gain ? d * load_wide(gain + j) : d;
+        g = r * (g - a - z * b);
+        store_wide(dx + i * width + j, other ? load_wide(other + i * width + j) + g : g);
+      }
+    }
   }
 }

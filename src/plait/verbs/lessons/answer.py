@@ -73,7 +73,7 @@ def encoded(rows: Sequence[Question], tokenizer: LoadedTokenizer, longest: int, 
     report.kept += len(kept)
     if not kept:
         raise InputError("no question is left", str(report).splitlines()[1:])
-    return example_set(ids, np.array(places, np.int64)[:, None], tokenizer.pad_id, firsts), kept
+    return example_set(ids, np.array(places, np.int64), tokenizer.pad_id, firsts), kept
 
 
 def span_of(pieces: Pieces, answer: str, start: int) -> tuple[int, int] | None:
@@ -91,7 +91,7 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
         raise InputError("no question has an answer to learn from")
     texts = [*dict.fromkeys(row.context for row in rows.train), *(row.question for row in rows.train)]
     settings = {"head": "answer", "labels": 2}
-    start = begin(verb, saved, "encoder", texts, settings, say, usual="modern-encoder", count=counter_of(texts))
+    start = begin(verb, saved, ("encoder",), texts, settings, say, usual="modern-encoder", count=counter_of(texts))
     longest, report = longest_of(verb, start), Report("encoded", unit="questions")
     (train, _), (valid, asked) = (encoded(part, start.tokenizer, longest, report) for part in (rows.train, rows.valid))
     say(f"{report}; {len(train):,} windows to learn from, of up to {longest} tokens")

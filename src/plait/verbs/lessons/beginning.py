@@ -17,7 +17,7 @@ from plait.text.saving import keep_tokenizer, kept_tokenizer, with_roles
 from plait.text.tokenizer import BOS, EOS
 from plait.text.training import train_tokenizer
 from plait.train import sizing
-from plait.verbs.lessons.lesson import Choice, Say, choose, has_tower, presets_of
+from plait.verbs.lessons.lesson import Choice, Say, choose, has_towers, presets_of
 from plait.verbs.train import Train
 
 
@@ -44,7 +44,7 @@ def resumed(verb: Train, saved: Mapping[str, Any]) -> Beginning:
 def begin(
     verb: Train,
     saved: Mapping[str, Any] | None,
-    tower: str,
+    towers: tuple[str, ...],
     texts: Iterable[str],
     settings: Mapping[str, Any],
     say: Say,
@@ -52,22 +52,25 @@ def begin(
     usual: str,
     around: tuple[str, str] = (BOS, EOS),
     mask: bool = False,
+    sentinels: int = 0,
     count: Callable[[LoadedTokenizer], int],
 ) -> Beginning:
     """Of a resumed run, from `--model`, or from scratch.
 
-    `settings` are what the task wants of the page's config (head, labels); `around` and `mask` make the tokenizer of a new model;
-    `count` says how many tokens there are to train on.
+    `settings` are what the task wants of the page's config (head, labels); `around`, `mask` and `sentinels` make the tokenizer of a new
+    model; `count` says how many tokens there are to train on.
     """
     if saved is not None:
         return resumed(verb, saved)
     if verb.model is not None:
-        return of_model(verb, tower, settings, count, say)
-    kind = verb.tokenizer or "bpe"
-    texts = list(texts)
-    size = verb.vocab_size or sizing.vocabulary(sum(len(text.split()) for text in texts))
-    plain = train_tokenizer(kind, texts, size if kind not in ("words", "characters") else verb.vocab_size)
-    tokenizer = with_roles(plain, *around, mask=mask)
+        return of_model(verb, towers, settings, count, say)
+    if verb.teacher is not None and verb.tokenizer is None:
+        kind, tokenizer = f"that of {verb.teacher}", load(verb.teacher).tokenizer
+    else:
+        kind, texts = verb.tokenizer or "bpe", list(texts)
+        size = verb.vocab_size or sizing.vocabulary(sum(len(text.split()) for text in texts))
+        plain = train_tokenizer(kind, texts, size if kind not in ("words", "characters") else verb.vocab_size)
+        tokenizer = with_roles(plain, *around, mask=mask, sentinels=sentinels)
     say(f"tokenizer: {kind}, {tokenizer.vocab_size:,} tokens {tokenizer.note and '(' + tokenizer.note + ')'}".rstrip())
 
     def told(arch: str) -> dict[str, Any]:
@@ -75,19 +78,22 @@ def begin(
         sized = {"max_length": max(verb.context or 256, 8)} if "max_length" in known else {}
         return {**models.vocabulary(arch, 0, tokenizer.vocab_size), **sized, **{k: v for k, v in settings.items() if k in known}}
 
-    choice = choose(verb, presets_of(has_tower(tower)), usual, told, count(tokenizer), say)
+    choice = choose(verb, presets_of(has_towers(towers)), usual, told, count(tokenizer), say)
     return Beginning(tokenizer, choice, choice.config.get("max_length"))
 
 
-def of_model(verb: Train, tower: str, settings: Mapping[str, Any], count: Callable[[LoadedTokenizer], int], say: Say) -> Beginning:
+def of_model(
+    verb: Train, towers: tuple[str, ...], settings: Mapping[str, Any], count: Callable[[LoadedTokenizer], int], say: Say
+) -> Beginning:
     """From a released checkpoint or a run: its page, its settings but for the head, its weights where names and shapes agree."""
     assert verb.model is not None
     if verb.preset or verb.tokenizer or verb.vocab_size:
         raise InputError("--model brings its own size and tokenizer: leave out --preset, --tokenizer and --vocab-size")
     ready = load(verb.model)
     net = ready.net
-    if net.towers != (tower,):
-        raise InputError(f"--model {verb.model}: has {' and '.join(net.towers)}, {verb.task} trains a model of one {tower}")
+    if net.towers != towers:
+        wanted = " and ".join(f"one {tower}" for tower in towers)
+        raise InputError(f"--model {verb.model}: has {' and '.join(net.towers)}, {verb.task} trains a model of {wanted}")
     arch, config = described(ready)
     known = {f.name for f in fields(models.PAGES[arch].Config)}
     if missing := sorted(set(settings) - known):

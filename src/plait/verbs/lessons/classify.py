@@ -96,15 +96,15 @@ class Labels:
                 raise InputError("the labels are numbers, these are not", odd)
             return np.array([float(row.label) for row in rows], np.float32)
         ids, faults = {name: i for i, name in enumerate(self.names)}, []
-        found = np.zeros((len(rows), 1, len(ids)), np.float32)
+        found = np.zeros((len(rows), len(ids)), np.float32)
         for i, row in enumerate(rows):
             names = names_in(row.label, self.problem)
             faults += [f"{row.where}: {name!r}" for name in names if name not in ids]
-            found[i, 0, [ids[name] for name in names if name in ids]] = 1
+            found[i, [ids[name] for name in names if name in ids]] = 1
         if faults:
             known = ", ".join(islice(self.names, SHOWN)) + ", ..." * (len(self.names) > SHOWN)
             raise InputError(f"labels that the training data do not have (they have {known})", faults)
-        return found if self.problem == "multi" else found[:, 0].argmax(1)
+        return found if self.problem == "multi" else found.argmax(1)
 
 
 def numeric(value: Any) -> bool:
@@ -188,12 +188,13 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
         say(line)
     texts = [row.key for row in rows.train]
     settings = {"head": "classify", "labels": len(labels.names)}
-    start = begin(verb, saved, "encoder", texts, settings, say, usual="modern-encoder", count=counter_of(texts, verb.context))
+    start = begin(verb, saved, ("encoder",), texts, settings, say, usual="modern-encoder", count=counter_of(texts, verb.context))
     longest, report = longest_of(verb, start), Report("encoded", len(texts), unit="rows")
     sides = [encoded(part, labels, start.tokenizer, longest, report) for part in (rows.train, rows.valid)]
     say(str(report))
     objective = Classifying(labels.problem, start.choice.smoothing)
-    made = lesson_of(start, longest, objective, sides, verb.seed, labels.said())
+    pairs = {} if isinstance(rows.train[0].text, str) else {"pairs": True}
+    made = lesson_of(start, longest, objective, sides, verb.seed, labels.said() | pairs)
     made.measure = measure(objective, made.valid, labels)
     return made
 
@@ -215,7 +216,7 @@ def counter(labels: Labels) -> Any:
 
 def plain(answers: np.ndarray, labels: Labels) -> np.ndarray:
     """As what is counted wants them: several labels a text as [B, labels] of bool."""
-    return answers[:, 0] > 0.5 if labels.problem == "multi" else answers
+    return answers > 0.5 if labels.problem == "multi" else answers
 
 
 def given(scores: torch.Tensor, labels: Labels) -> np.ndarray:

@@ -10,16 +10,17 @@ import numpy as np
 
 from plait.core.model import Model
 from plait.data.batches import BatchOrder
-from plait.data.columns import columns_of
+from plait.data.columns import Row, columns_of
 from plait.data.corpus import Flat
 from plait.data.examples import Examples, example_set
 from plait.data.feed import RowFeed
 from plait.data.report import Report
 from plait.data.tables import read_rows
+from plait.errors import InputError
 from plait.tasks.baselines import embed_baseline
 from plait.tasks.contrast import ANCHOR, NEGATIVE, POSITIVE, Contrast
 from plait.tasks.encoding import Embedder, Pooling
-from plait.tasks.scores import Ranks
+from plait.tasks.scores import Ranks, spearman
 from plait.text.loaded import LoadedTokenizer
 from plait.train.log import Reporter
 from plait.verbs.eval import Eval
@@ -32,6 +33,7 @@ ALIASES = {
     "anchor": ("query", "question", "sentence1", "text1", "text"),
     "positive": ("answer", "passage", "document", "sentence2", "text2", "second"),
     "negative": ("hard_negative",),
+    "score": ("similarity",),
 }
 GROUP = 32  # pairs that are told from each other
 MEASURED = 1000  # pairs of the validation set that recall is measured on: memory must not grow with the data
@@ -39,12 +41,13 @@ MEASURED = 1000  # pairs of the validation set that recall is measured on: memor
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Two texts that belong together, and perhaps one that only seems to."""
+    """Two texts that belong together, and perhaps one that only seems to; or two with a score of how near they are."""
 
     anchor: str
     positive: str
     negative: str
     where: str
+    score: float | None = None
 
 
 def key(row: Together) -> str:
@@ -57,10 +60,20 @@ def stratum(row: Together) -> None:
 
 def reader(columns: Sequence[str]) -> Read[Together]:
     def read(paths: Sequence[str]) -> tuple[list[Together], Report]:
-        rows, report = read_rows(paths, columns_of(columns), ("anchor", "positive"), ("negative",), ALIASES)
-        return [Together(**{"negative": "", **row.values}, where=row.where) for row in rows], report
+        kinds: dict[str, tuple[type, ...]] = {"score": (str, int, float)}
+        rows, report = read_rows(paths, columns_of(columns), ("anchor", "positive"), ("negative", "score"), ALIASES, kinds)
+        return [Together(**{"negative": "", **row.values, "score": score_of(row)}, where=row.where) for row in rows], report
 
     return read
+
+
+def score_of(row: Row) -> float | None:
+    if (given := row.values.get("score")) is None:
+        return None
+    try:
+        return float(given)
+    except ValueError:
+        raise InputError(f"{row.where}: the score {str(given)[:40]!r} is not a number") from None
 
 
 @dataclass(frozen=True)
@@ -108,8 +121,10 @@ def encoded(rows: Sequence[Together], tokenizer: LoadedTokenizer, longest: int, 
 
 def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
     rows = read_rows_of(verb.data, verb.valid, verb.seed, reader(verb.columns), key, stratum, say)
+    if any(row.score is not None for row in (*rows.train, *rows.valid)):
+        raise InputError("rows with a score are for plait eval: to learn from, give pairs that belong together, without that column")
     texts = [text for row in rows.train for text in (row.anchor, row.positive, row.negative) if text]
-    start = begin(verb, saved, "encoder", texts, {"head": "none"}, say, usual="modern-encoder", count=counter_of(texts, verb.context))
+    start = begin(verb, saved, ("encoder",), texts, {"head": "none"}, say, usual="modern-encoder", count=counter_of(texts, verb.context))
     longest, report = longest_of(verb, start), Report("encoded", len(rows.train))
     train, valid = (encoded(part, start.tokenizer, longest, report) for part in (rows.train, rows.valid))
     pooling = Pooling("mean", True, longest)
@@ -154,7 +169,8 @@ def ranked(rows: Sequence[Together], cosines: Callable[[list[str], list[str]], n
 
 
 def score(verb: Eval, ready: Any) -> dict[str, Any]:
-    """`plait eval` of an embedding model, beside cosines of word weights."""
+    """`plait eval` of an embedding model, beside cosines of word weights: how near what belongs together is, or where rows have scores,
+    whether cosines are in their order."""
     reporter, train = Reporter(), trained_by(ready)
     rows, known = rows_to_score(verb, train, reader(train.columns if train else ()), key, stratum, reporter.say)
     held: dict[tuple[str, ...], np.ndarray] = {}
@@ -164,10 +180,17 @@ def score(verb: Eval, ready: Any) -> dict[str, Any]:
             held[tuple(two)] = unit(ready.embed(two))
         return unit(ready.embed(one)) @ held[tuple(two)].T
 
-    result: dict[str, Any] = {"task": "embed", "n": len(rows), "metrics": rounded(ranked(rows, cosines).figures())}
+    def figures(cosines: Callable[[list[str], list[str]], np.ndarray]) -> dict[str, float]:
+        scores = [row.score for row in rows if row.score is not None]
+        if len(scores) < len(rows):
+            return rounded(ranked(rows, cosines).figures())
+        near = [x for some in in_chunks(rows, 64) for x in cosines([row.anchor for row in some], [row.positive for row in some]).diagonal()]
+        return rounded({"spearman": spearman(near, scores)})
+
+    result: dict[str, Any] = {"task": "embed", "n": len(rows), "metrics": figures(cosines)}
     if verb.baselines and known:
         weighed = embed_baseline([text for row in known for text in (row.anchor, row.positive)], reporter.say)
-        result["baselines"] = {} if weighed is None else {"tfidf": rounded(ranked(rows, weighed).figures())}
+        result["baselines"] = {} if weighed is None else {"tfidf": figures(weighed)}
     return result
 
 

@@ -35,7 +35,7 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
 
     grown = {} if verb.model else {"window": verb.context or 256}  # what is written may be longer than what was read
     around = ("", "") if found.single else (BOS, "")
-    start = begin(verb, saved, "decoder", found.sample(), grown, say, usual="modern-decoder", around=around, count=count)
+    start = begin(verb, saved, ("decoder",), found.sample(), grown, say, usual="modern-decoder", around=around, count=count)
     tokenizer, choice = start.tokenizer, start.choice
     train, valid = made[0] if made else found.encoded(tokenizer)
     context = verb.context or min(start.max_length or 256, 256)

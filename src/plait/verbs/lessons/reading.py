@@ -17,6 +17,7 @@ from plait.hub.runs import read_config
 from plait.text.loaded import LoadedTokenizer
 from plait.verbs.eval import Eval
 from plait.verbs.lessons.lesson import Say
+from plait.verbs.lessons.named import files_of, test_part_of
 from plait.verbs.lessons.rows import trained_by
 from plait.verbs.train import Train
 
@@ -58,14 +59,15 @@ class Read:
 
 def read(verb: Train, saved: Mapping[str, Any] | None, say: Say, ends: bool = True) -> Read:
     """What `--data` and `--valid` hold; of a run that goes on, the same files as before."""
-    files = digests([*verb.data, *verb.valid])
+    data, checked_on = files_of(verb.data, say), files_of(verb.valid, say)
+    files = digests([*data, *checked_on])
     if saved is not None:
         check_unchanged(saved.get("files", {}), files)
-    texts = Texts(verb.data, columns_of(verb.columns), verb.documents == "line")
+    texts = Texts(data, columns_of(verb.columns), verb.documents == "line")
     found = survey(texts)
     say(str(texts.report))
-    if verb.valid:
-        train, valid = texts, Texts(verb.valid, columns_of(verb.columns), verb.documents == "line")
+    if checked_on:
+        train, valid = texts, Texts(checked_on, columns_of(verb.columns), verb.documents == "line")
         checked = survey(valid)
         if shared := len(np.intersect1d(found.keys, checked.keys)):
             say(f"warning: {shared:,} documents of --valid stand in --data too: the validation loss will flatter")
@@ -84,20 +86,22 @@ def told(found: Survey) -> str:
 def to_score(verb: Eval, ready: Any, say: Say) -> tuple[list[Piece], Iterable[Piece], Train | None]:
     """(documents to score, what the run learned from besides: for baselines, empty where it cannot be had, how the run was trained)
 
-    Without --data, what is scored is what training held out, or its --valid.
+    Without --data, what is scored is the test part of the built-in set that the run was trained on, else what training held out, or its
+    --valid.
     """
     trained, sides = trained_by(ready), None
-    if trained is not None and (verb.baselines or not verb.data):
+    data = files_of(verb.data, say, "test") or test_part_of(trained.data if trained else [], say)
+    if trained is not None and (verb.baselines or not data):
         try:
             sides = read(trained, None, lambda _: None)
         except InputError as error:
-            if not verb.data:
+            if not data:
                 raise
             say(f"no baselines: the training data cannot be read ({'; '.join(error.faults) or error.message})")
-    if not verb.data and sides is None:
+    if not data and sides is None:
         raise InputError("--data is missing: give files that the model was not trained on")
     how = (columns_of(trained.columns), trained.documents == "line") if trained else ()
-    asked: Iterable[Piece] = Texts(verb.data, *how) if verb.data else sides.valid  # type: ignore[union-attr]
+    asked: Iterable[Piece] = Texts(data, *how) if data else sides.valid  # type: ignore[union-attr]
     kept, n = list[Piece](), 0
     for piece in asked:
         if n == verb.limit:

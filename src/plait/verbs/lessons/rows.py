@@ -21,10 +21,11 @@ from plait.text.loaded import LoadedTokenizer
 from plait.verbs.eval import Eval
 from plait.verbs.lessons.beginning import Beginning
 from plait.verbs.lessons.lesson import Lesson, Say, usual_recipe
+from plait.verbs.lessons.named import files_of, test_part_of
 from plait.verbs.train import Train
 
 SHARE = 0.1  # held out where no --valid is given
-MOST = 5000  # rows held out: more would only make evaluations slow
+MOST = 2000  # rows held out: more would only make evaluations slow
 LONGEST = 256  # tokens, where --context does not say
 SAMPLED = 2000  # texts whose tokens are counted before a model is chosen
 
@@ -65,10 +66,10 @@ def read_rows_of(
     say: Say,
 ) -> Rows[R]:
     """Rows of the files. Without files for validation, a tenth of each stratum is held out, all rows of a key on one side."""
-    rows, report = read(data)
+    rows, report = read(files_of(data, say))
     say(str(report))
     if valid:
-        checks, report = read(valid)
+        checks, report = read(files_of(valid, say))
         say(f"for validation, {report}")
         known = {source_key(key(row)) for row in rows}
         if shared := sum(source_key(key(row)) in known for row in checks):
@@ -167,18 +168,20 @@ def rows_to_score(
 ) -> tuple[list[R], list[R]]:
     """(rows to score, what the run learned from besides: for baselines, empty where it cannot be had)
 
-    Without --data, what is scored is what training held out, or its --valid.
+    Without --data, what is scored is the test part of the built-in set that the run was trained on, else what training held out, or its
+    --valid.
     """
+    asked = files_of(verb.data, say, "test") or test_part_of(train.data if train else [], say)
     sides: Rows[R] | None = None
-    if train is not None and (verb.baselines or not verb.data):
+    if train is not None and (verb.baselines or not asked):
         try:
             sides = read_rows_of(train.data, train.valid, train.seed, read, key, stratum, lambda _: None)
         except InputError as error:
-            if not verb.data:
+            if not asked:
                 raise
             say(f"no baselines: the training data cannot be read ({'; '.join(error.faults) or error.message})")
-    if verb.data:
-        rows, report = read(verb.data)
+    if asked:
+        rows, report = read(asked)
         say(str(report))
     elif sides is not None:
         rows = sides.valid

@@ -92,7 +92,7 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
     known(rows.valid, labels)
     texts = [key(row) for row in rows.train]
     settings = {"head": "tag", "labels": len(labels)}
-    start = begin(verb, saved, "encoder", texts, settings, say, usual="modern-encoder", count=counter_of(texts, verb.context))
+    start = begin(verb, saved, ("encoder",), texts, settings, say, usual="modern-encoder", count=counter_of(texts, verb.context))
     longest, report = longest_of(verb, start), Report("encoded", len(texts), unit="sentences")
     train, valid = (encoded(part, labels, start.tokenizer, report) for part in (rows.train, rows.valid))
     sides = (examples(train, start.tokenizer, longest, report), examples(valid, start.tokenizer, longest, report))
