@@ -1,4 +1,4 @@
-"""Half precision on every model of PAGES: a training step under autocast comes near the step in float32, and recomputing changes nothing."""
+"""Half precision on every model of PAGES: a step under autocast comes near the step in float32; and recomputing changes nothing."""
 
 import pytest
 import torch

@@ -76,7 +76,7 @@ def test_languages_with_hyphens():
     assert builtin._two_languages("zh-Hant-zh-Hans", known) == ("zh-Hant", "zh-Hans")
 
 
-@pytest.mark.parametrize("name", ["cmu", "cmudict:en", "home-assistant:en", "home-assistant:../x"])
+@pytest.mark.parametrize("name", ["cmu", "cmudict:en", "home-assistant:en", "home-assistant:../x", "home-assistant:languages"])
 def test_unknown_names(name):
     with pytest.raises(InputError):
         builtin.load(name)

@@ -34,7 +34,8 @@ def ended(trainer) -> dict:
     rows = [{k: row[k] for k in ("step", "valid_loss", "learning_rate", "progress", "epoch", "tokens")} for row in trainer.metrics.rows()]
     files = {path.name: read_tensors(path)[0] for path in sorted(trainer.keeper.folder.glob("*.safetensors"))}
     files["last"] = {name: t for name, t in files.pop("last.safetensors").items() if not name.startswith("rng/cuda")}
-    return {"state": state, "rows": rows, "files": files, "positions": trainer.positions.read_bytes(), "average": trainer.keeper.mean(trainer.settings.average)}
+    average = trainer.keeper.mean(trainer.settings.average)
+    return {"state": state, "rows": rows, "files": files, "positions": trainer.positions.read_bytes(), "average": average}
 
 
 def assert_same(a, b, where=""):

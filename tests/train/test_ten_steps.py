@@ -78,9 +78,7 @@ def marian_case():
     sizes |= dict(encoder_ffn_dim=40, decoder_ffn_dim=40, max_position_embeddings=20, dropout=0.0, bos_token_id=0, forced_eos_token_id=2)
     sizes |= dict(pad_token_id=1, decoder_start_token_id=2, eos_token_id=2, share_encoder_decoder_embeddings=True)
     peer = drawn(transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes, attn_implementation="eager")))
-    config = bart.Config(
-        vocab_size=VOCAB, d_model=24, n_heads=3, n_layers=1, n_decoder_layers=2, d_ff=40, max_length=20, dropout=0.0
-    )
+    config = bart.Config(vocab_size=VOCAB, d_model=24, n_heads=3, n_layers=1, n_decoder_layers=2, d_ff=40, max_length=20, dropout=0.0)
     return peer, bart, bart.rules(config), config, TeacherForcing(0.1), pairs, pair_logits
 
 

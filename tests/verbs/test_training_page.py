@@ -10,7 +10,8 @@ import pytest
 from plait import cli
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
-LINES = [line for block in re.findall(r"^```\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE) for line in block.splitlines()]
+BLOCKS = re.findall(r"^```\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+LINES = [line for block in BLOCKS for line in block.splitlines()]
 WORDS = "the cat sat on a mat and saw two dogs run past an old red barn in the rain".split()
 
 

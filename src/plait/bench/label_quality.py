@@ -155,6 +155,6 @@ def run(file: Path, minutes: float, names: Sequence[str] = ()) -> dict[str, Any]
 
 if __name__ == "__main__":
     if sys.argv[1] == "--trainer":
-        print(json.dumps(train_by_trainer(*map(Path, sys.argv[2:5]), float(sys.argv[5]))))
+        print(json.dumps(train_by_trainer(Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), float(sys.argv[5]))))
     else:
         print(json.dumps(run(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]), indent=2))

@@ -85,6 +85,7 @@ class Attention(nn.Module):
     def lowered(self, shared: Any, call: Call, places: Places, queries: Places | None = None) -> kernels.Lowered:
         """For keys at `places`; the queries are the new entries' unless given."""
         queries = call.stream.places if queries is None else queries
+        assert queries is not None
         bias = None if shared is None else shared(None, queries, places)
         mask = None if self.mask is None else self.mask.within(queries, places)
         return call.kernel.lower(mask, queries, places, bias)

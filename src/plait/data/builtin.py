@@ -152,6 +152,8 @@ def _read(name: str) -> Iterator[Pair]:
     elif family == "home-assistant":
         languages = languages or "en-de"
         if not re.fullmatch(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)+", languages):
+            if languages in FORMS:
+                raise InputError(f"{name}: holds no pairs: it is for plait train {FORMS[languages].task}")
             others = ", ".join(f"home-assistant:{kind}" for kind in FORMS)
             raise InputError(f"{name!r}: there is {others}; or two languages with a hyphen between, such as home-assistant:en-de")
         with fetch(HOME_ASSISTANT) as files:

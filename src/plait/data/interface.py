@@ -1,4 +1,4 @@
-"""Tasks made of Home Assistant's interface texts: languages to tell apart, points and capitals to restore, blanks to fill, texts to read.
+"""Tasks made of Home Assistant's interface texts: languages to tell apart, marks and capitals to restore, blanks to fill, texts to read.
 
 Each gives (key, record): a test part is made of keys, so that all records of a key are on one side of it.
 """
@@ -68,7 +68,7 @@ def punctuation(files: Files) -> Iterator[Record]:
     for text in texts:
         found = [WORD.fullmatch(token) for token in text.split()]
         if len(found) < LEAST_WORDS or None in found:
-            continue  # names of places, brackets, markup: of no use without them
+            continue  # what has brackets, placeholders or markup means little without them
         words, tags = list[str](), list[str]()
         for word, mark in (one.groups() for one in found if one):
             parts = [MARKS[mark]] if mark else []

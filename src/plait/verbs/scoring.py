@@ -18,7 +18,15 @@ from plait.train.log import Reporter
 from plait.verbs.eval import Eval
 from plait.verbs.lessons.translation import pairs_of
 
-LESSONS = {"generate": "language", "fill-mask": "masked", "classify": "classify", "tag": "tag", "answer": "answer", "embed": "embed", "text-to-text": "masked"}
+LESSONS = {
+    "generate": "language",
+    "fill-mask": "masked",
+    "classify": "classify",
+    "tag": "tag",
+    "answer": "answer",
+    "embed": "embed",
+    "text-to-text": "masked",
+}
 
 
 def score(verb: Eval) -> dict[str, Any]:

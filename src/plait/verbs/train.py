@@ -10,8 +10,11 @@ from plait.verbs import positional
 from plait.verbs.numbers import number_faults
 
 BUDGET = ("minutes", "steps", "epochs")
-POSITIVE = (*BUDGET, *"learning_rate warmup batch_tokens vocab_size accumulate average evaluations patience save_seconds threads tensor teacher_temperature".split())
-LESSONS = {"translation": "translation", "language-model": "language", "masked-lm": "masked", "classify": "classify", "tag": "tag", "answer": "answer", "embed": "embed"}  # task -> the module of plait.verbs.lessons
+POSITIVE = (*BUDGET, *"learning_rate warmup batch_tokens vocab_size accumulate average evaluations patience save_seconds threads".split())
+POSITIVE += ("tensor", "teacher_temperature")
+# Task -> its module among plait.verbs.lessons.
+LESSONS = {"translation": "translation", "language-model": "language", "masked-lm": "masked"}
+LESSONS |= {name: name for name in ("classify", "tag", "answer", "embed")}
 # These may differ between a run and its resumption.
 FREE = {"out", "resume", "workers", "check", "threads", "quiet", "save_seconds", "parallel", "tensor", "tensorboard", "wandb"}
 
@@ -20,7 +23,9 @@ FREE = {"out", "resume", "workers", "check", "threads", "quiet", "save_seconds",
 class Train:
     """Train a model on your own data, from files to a run folder."""
 
-    task: Annotated[Literal["translation", "language-model", "masked-lm", "classify", "tag", "answer", "embed"], positional, "what is learned"]
+    task: Annotated[
+        Literal["translation", "language-model", "masked-lm", "classify", "tag", "answer", "embed"], positional, "what is learned"
+    ]
     out: Annotated[Path, "RUN", "the run folder to make"]
     data: Annotated[
         list[str], "FILES", "text, CSV, TSV, JSON lines or parquet, each also .gz; pairs also .po and .mo; or a built-in set's name"
@@ -37,9 +42,7 @@ class Train:
     minutes: Annotated[float | None, "wall time from the start of the process"] = None
     steps: Annotated[int | None, "optimizer steps"] = None
     epochs: Annotated[float | None, "passes over the data"] = None
-    model: Annotated[str | None, "MODEL", "start from these weights: a run, a released checkpoint's folder, a name such as minilm"] = (
-        None
-    )
+    model: Annotated[str | None, "MODEL", "start from these weights: a run, a released checkpoint's folder, a name such as minilm"] = None
     teacher: Annotated[str | None, "MODEL", "learn from this model's scores too; without --model and --tokenizer, with its tokenizer"] = (
         None
     )
@@ -88,7 +91,7 @@ class Train:
     check: Annotated[bool, "examine the run first, as `plait doctor` does, and do not start it with a fault"] = False
     quiet: Annotated[bool, "no progress"] = False
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> dict[str, Any] | None:
         """Train; returns where the run is and how it ended. Ctrl-C saves, and says how to go on."""
         given = self.resumed() if self.resume else self.checked()
         from plait.train.log import process_age  # brings torch: from here on the clock of --minutes counts
@@ -150,7 +153,7 @@ class Train:
     def saved(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name not in FREE}
 
-    def fit(self, age: float) -> dict[str, Any]:
+    def fit(self, age: float) -> dict[str, Any] | None:
         from plait.verbs.training import train
 
         return train(self, age)

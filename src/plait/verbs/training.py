@@ -39,7 +39,7 @@ def model_of(verb: Train, lesson: Lesson) -> Model:
     if lesson.start is not None:
         lesson.start(net)
     for tower in net.towers:
-        net.get_submodule(tower).blocks.recompute = verb.recompute
+        net.get_submodule(tower).blocks.recompute = verb.recompute  # type: ignore[union-attr]
     return net
 
 
