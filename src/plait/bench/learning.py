@@ -26,7 +26,7 @@ from plait.errors import InputError
 GOAL, CONTEXT, SHARE = 1.88, 64, 0.9  # nats a character; characters that a model sees; of the text, from its beginning, to learn from
 SMALL = ["--tokenizer", "characters", "--context", str(CONTEXT), "--seed", "1337", "--evaluations", "1"]
 OURS = {  # the plain Transformer, and one whose characters bring vectors of the n-grams that end there
-    "plait": ["--preset", "modern-decoder-nano", "--batch-tokens", "1024", "--steps", "360"],
+    "plait": ["--preset", "modern-decoder-nano", "--batch-tokens", "1024", "--steps", "440"],
     "plait n-grams": ["--preset", "modern-decoder-tiny", "--batch-tokens", "1024", "--steps", "100"],
 }
 README = (  # nanoGPT's own words for a CPU

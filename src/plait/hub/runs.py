@@ -43,11 +43,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: is a run of format {found}, this version of Plait reads format {FORMAT}: open it with the version that made it"
         )
+    if config.get("task", TASKS[0]) not in TASKS:
+        raise InputError(f"{path}: is a run of the task {config['task']!r}; this version of Plait knows {choices(TASKS)}")
     wanted = ("task", "arch", "config", *(("max_source", "max_target") if config.get("task") == "translation" else ("max_length",)))
     if missing := [key for key in wanted if key not in config]:
         raise InputError(f"{path}: lacks {', '.join(missing)}: the file was changed or written by another program")
-    if config["task"] not in TASKS:
-        raise InputError(f"{path}: is a run of the task {config['task']!r}; this version of Plait knows {choices(TASKS)}")
     return config
 
 

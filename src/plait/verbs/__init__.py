@@ -58,7 +58,7 @@ VERBS = {
         "Write a model in another format: Hugging Face's folder, a GGUF or ONNX files; or in 8 or 4 bits, for Plait.",
     ),
     "models": Verb("plait.verbs.models", "Models", "List the models there are, with their presets and parameter totals."),
-    "data": Verb("plait.verbs.data", "Data", "List the built-in data sets, or write one of them as TSV."),
+    "data": Verb("plait.verbs.data", "Data", "List the built-in data sets, or write one of them as a file."),
     "bench": Verb("plait.bench.verb", "Bench", "Time and score Plait against named peers, in turn, on this machine."),
 }
 
