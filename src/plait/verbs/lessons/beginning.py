@@ -125,6 +125,9 @@ def described(ready: Any) -> tuple[str, dict[str, Any]]:
 def transferred(net: Model, weights: Mapping[str, Tensor]) -> tuple[int, list[str]]:
     """Fills in what has the same name and shape; (how many tensors, names of those that start anew)."""
     own = net.state_dict()
+    (head,) = net.heads if len(net.heads) == 1 else ("",)
+    # What a head of another name has in the same form is kept: the pooler that a bare encoder brings is what reads a classifier's text.
+    weights = {f"heads.{head}.{name.split('.', 2)[2]}" if name.startswith("heads.") else name: t for name, t in weights.items()}
     same = {name: weights[name] for name, t in own.items() if name in weights and weights[name].shape == t.shape}
     net.load_state_dict(same, strict=False)
     return len(same), [name for name in own if name not in same]
