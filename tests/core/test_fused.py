@@ -12,7 +12,6 @@ from plait.core.attention import Attention
 from plait.core.feedforward import FFN, FUSED
 from plait.core.linear import Linear, project
 from plait.core.masks import causal
-from plait.core.norms import LayerNorm, beside
 from plait.core.stream import Call, Places, Stream
 from plait.models import gpt2
 
@@ -143,27 +142,6 @@ def test_projections_of_the_same_rows(frozen):
     assert_close(only, layers[1].weight.sum(0).detach().expand_as(only))
 
 
-@pytest.mark.parametrize("way", ["both", "norm alone", "sum alone"])
-@pytest.mark.parametrize("learned", [("weight", "bias"), ("weight",), ("bias",), ()])
-def test_a_norm_beside_what_it_norms(learned, way, level):
-    torch.manual_seed(0)
-    norm = LayerNorm(48, gain=bool(learned))
-    for name, p in norm.named_parameters():
-        torch.nn.init.normal_(p).requires_grad_(name in learned)
-    start, grads = torch.randn(3, 7, 48, requires_grad=True), [torch.randn(3, 7, 48) for _ in range(2)]
-    found = []
-    for x in (start, start.detach().double().requires_grad_()):
-        wanted = [x, *(p for p in norm.parameters() if p.requires_grad)]
-        assert fused.norms(x * 1) == (x is start)
-        kept, y = beside(norm, 2 * x + 1)
-        parts = {"both": [(kept, grads[0]), (y, grads[1])], "norm alone": [(y, grads[1])], "sum alone": [(kept, grads[0])]}[way]
-        back = torch.autograd.grad([part for part, _ in parts], wanted, [g.to(x.dtype) for _, g in parts], allow_unused=way == "sum alone")
-        found.append([kept, y, *(g for g in back if g is not None)])
-        norm.double()
-    for a, e in zip(*found, strict=True):
-        close(a, e)
-
-
 def test_gradients_of_projections_lie_side_by_side(level, monkeypatch):
     """What attention sends back to its projections is one matrix, so that their weights' gradients are one product."""
     torch.manual_seed(0)
@@ -223,7 +201,6 @@ def test_a_second_derivative_is_refused():
 COMPILED = """
 import torch
 from plait.core.losses import linear_cross_entropy
-from plait.core.norms import LayerNorm, beside
 from plait.core.stream import Call, Places, Stream
 from plait.models import gpt2
 torch.set_num_threads(1)

@@ -44,8 +44,7 @@ def library() -> ctypes.CDLL | None:
     found.plait_attention_backward.argtypes = [*[ctypes.c_void_p] * 11, ctypes.c_int64]
     found.plait_activate.argtypes = [ctypes.c_int, *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 3, ctypes.c_int]
     found.plait_activate_backward.argtypes = [*[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 3, ctypes.c_int]
-    found.plait_norm_backward.argtypes = [*[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 8, ctypes.c_int]
-    for name in ("attention", "attention_backward", "activate", "activate_backward", "norm_backward"):
+    for name in ("attention", "attention_backward", "activate", "activate_backward"):
         getattr(found, f"plait_{name}").restype = None
     return found
 
@@ -104,31 +103,6 @@ def scaled(grad: Tensor, slope: Tensor) -> Tensor:
     return sums.sum(0)
 
 
-class _Norm(torch.autograd.Function):
-    """(x, its layer norm): what goes back along both ways is joined in the pass that goes back through the norm."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-        y, mean, rate = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
-        ctx.save_for_backward(x, mean, rate, weight)
-        ctx.set_materialize_grads(False)
-        return x, y
-
-    @staticmethod
-    @once_differentiable  # a second derivative would be wrong without a word
-    def backward(ctx, beside: Tensor | None, grad: Tensor | None):  # type: ignore[override]
-        x, mean, rate, weight = ctx.saved_tensors
-        if grad is None:
-            return beside, None, None, None
-        grad, made, threads = grad.contiguous(), library(), torch.get_num_threads()
-        beside = beside if beside is None else beside.contiguous()
-        found, sums = torch.empty_like(x), x.new_empty(threads, 2, x.shape[-1])
-        inputs = [None if t is None else t.data_ptr() for t in (x, mean, rate, weight, grad, beside, found, sums)]
-        assert made is not None
-        made.plait_norm_backward(mean.numel(), x.shape[-1], *inputs, threads)
-        return found, *[total if wanted else None for total, wanted in zip(sums.sum(0), ctx.needs_input_grad[1:3], strict=True)], None
-
-
 def _call(name: str, about: About, given: list[int], *more: int) -> None:
     made = library()
     assert made is not None
@@ -153,13 +127,3 @@ def attends(q: Tensor, k: Tensor, v: Tensor) -> bool:
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
     """[B, H, L, K] of queries that see all keys or, `causal`, those up to their own place."""
     return _Attention.apply(q, k, v, causal, scale)  # type: ignore[return-value]
-
-
-def norms(x: Tensor) -> bool:
-    """Whether `normed` is quicker than torch's for this [..., D]."""
-    return x.requires_grad and x.is_contiguous() and not x.shape[-1] % VECTOR and serves(x)
-
-
-def normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """(x, its layer norm), both for further use."""
-    return _Norm.apply(x, weight, bias, eps)  # type: ignore[return-value]

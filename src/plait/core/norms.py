@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from plait.core import fused, init
+from plait.core import init
 
 
 class LayerNorm(nn.Module):
@@ -30,10 +30,6 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         return F.layer_norm(x, (self.d,), self.weight, self.bias, self.eps)
-
-    def beside(self, x: Float[Tensor, "... d"]) -> tuple[Tensor, Tensor]:
-        """(x, the normed x), of which both will be used: on a CPU that spares passes over memory on the way back."""
-        return fused.normed(x, self.weight, self.bias, self.eps) if fused.norms(x) else (x, self(x))
 
 
 class _RootMeanSquare(torch.autograd.Function):
@@ -77,9 +73,3 @@ class RMSNorm(nn.Module):
             y = _RootMeanSquare.apply(x, self.eps)
             return y if weight is None else y * weight  # type: ignore[operator]
         return F.rms_norm(x, (self.d,), weight, self.eps)
-
-
-def beside(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(x, norm(x)) for a residual rule, which goes on with both."""
-    watched = norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks
-    return norm.beside(x) if type(norm) is LayerNorm and not watched else (x, norm(x))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from plait.core.dropout import add_dropped
-from plait.core.norms import beside
 
 Step = tuple[Callable[[Tensor], Tensor], list[nn.Module]]  # what the step computes, and its norms in the order of `Rule.norms`
 
@@ -46,8 +45,7 @@ class Pre(Rule):
 
     def forward(self, x: Tensor, steps: Iterable[Step]) -> Tensor:
         for step, (norm,) in steps:
-            x, y = beside(norm, x)
-            x = self.join(x, step(y))
+            x = self.join(x, step(norm(x)))
         return x
 
 

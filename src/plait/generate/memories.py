@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from plait.core.cache import padded_rows
+from plait.core.joining import padded_rows
 from plait.core.stream import Stream
 
 BY_ROW = ("x", "real", "segment", "positions", "pos")

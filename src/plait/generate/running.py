@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from plait.core.cache import Cache, Int8Cache, joined
+from plait.core.cache import Cache, Int8Cache
+from plait.core.joining import joined
 from plait.core.model import Model
 from plait.core.stream import Stream
 from plait.core.trunks import Chain

@@ -6,13 +6,16 @@ squared ReLU (So et al. 2021), and output projections that start at zero, so tha
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
+
+from torch import nn
 
 from plait.core import init
 from plait.core.attention import Attention, CrossAttention
-from plait.core.blocks import body, each
+from plait.core.blocks import Maker, body, each
 from plait.core.embeddings import Dropped, Each, Embed, Tokens
 from plait.core.feedforward import FFN, relu2
 from plait.core.heads import Tied
@@ -54,16 +57,7 @@ def build(c: Config) -> Model:
         raise ValueError(
             f"tie='all' needs one vocabulary, got {c.source_vocab} and {c.target_vocab} tokens: train a joint tokenizer or tie='target'"
         )
-    d, norm = c.d_model, partial(LayerNorm, c.d_model, bias=False)
-    d_head = c.d_head or d // c.n_heads
-    rotary, per_head = Rotary(), partial(LayerNorm, d_head, gain=False)
-
-    def normed(make, **slots):
-        return lambda layer: make(d, c.n_heads, d_head=d_head, bias="", q_norm=per_head(), k_norm=per_head(), **slots)
-
-    def embed(tokens) -> Embed:
-        return Embed(tokens=tokens, norm=Each(LayerNorm(d, gain=False)), dropout=Dropped(c.dropout))
-
+    d, norm, rotary, normed = c.d_model, partial(LayerNorm, c.d_model, bias=False), Rotary(), partial(normed_heads, c)
     tokens = Tokens(c.source_vocab, d)
     target_tokens = Lent(tokens) if c.tie == "all" else Tokens(c.target_vocab, d)
     ffn = each(FFN, d, c.d_ff, relu2, bias=False)
@@ -79,7 +73,20 @@ def build(c: Config) -> Model:
     )
     # Blocks start as the identity, so a tied output starts by scoring its own input highest: untied is the better start (docs/log.md).
     lm = Linear(d, c.target_vocab, bias=False) if c.tie == "none" else Tied(target_tokens, scale=d**-0.5)
-    return Model({"lm": lm}, started, encoder=Tower(embed(tokens), encoder, norm()), decoder=Tower(embed(target_tokens), decoder, norm()))
+    return Model(
+        {"lm": lm}, started, encoder=Tower(embed(c, tokens), encoder, norm()), decoder=Tower(embed(c, target_tokens), decoder, norm())
+    )
+
+
+def normed_heads(c: Any, make: Callable[..., nn.Module], **slots: Any) -> Maker:
+    """Attention without biases whose queries and keys are normalised in each head, for a config with these pages' names."""
+    d_head = c.d_head or c.d_model // c.n_heads
+    per_head = partial(LayerNorm, d_head, gain=False)
+    return lambda layer: make(c.d_model, c.n_heads, d_head=d_head, bias="", q_norm=per_head(), k_norm=per_head(), **slots)
+
+
+def embed(c: Any, tokens: Any) -> Embed:
+    return Embed(tokens=tokens, norm=Each(LayerNorm(c.d_model, gain=False)), dropout=Dropped(c.dropout))
 
 
 def started(net: Model) -> None:
@@ -90,5 +97,6 @@ def started(net: Model) -> None:
         init.normal_(p)
     for _, p in matching(net, "o_proj.weight", "down_proj.weight"):
         init.zeros_(p)
-    if isinstance(head := net.heads["lm"], Linear):
-        init.normal_(head.weight, std=0.02)
+    for name, p in net.heads.named_parameters():
+        if p.ndim == 2:
+            init.normal_(p, std=1 / math.sqrt(p.shape[1]) if name.endswith("dense.weight") else 0.02)

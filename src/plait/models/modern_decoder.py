@@ -15,7 +15,7 @@ from torch import Tensor
 from plait.core import init
 from plait.core.attention import Attention
 from plait.core.blocks import body, each
-from plait.core.embeddings import Dropped, Each, Embed, Tokens
+from plait.core.embeddings import Tokens
 from plait.core.feedforward import FFN, relu2
 from plait.core.heads import Tied
 from plait.core.linear import Linear
@@ -25,7 +25,7 @@ from plait.core.norms import LayerNorm
 from plait.core.residual import Pre
 from plait.core.rotary import Rotary
 from plait.core.stream import Stream
-from plait.models.modern import started
+from plait.models.modern import embed, normed_heads, started
 
 ODD = -7046029254386353131  # 2^64 divided by the golden ratio, as int64: the factor of Fibonacci hashing (Knuth, volume 3, section 6.4)
 
@@ -105,16 +105,9 @@ def build(c: Config) -> Model:
     if c.ngrams < 1 or c.ngram_rows < 1:
         raise ValueError(f"ngrams={c.ngrams}, ngram_rows={c.ngram_rows}: expected whole numbers from 1 on; ngrams=1 is without n-grams")
     d, norm = c.d_model, partial(LayerNorm, c.d_model, bias=False)
-    rotary, per_head = Rotary(), partial(LayerNorm, c.d_head or d // c.n_heads, gain=False)
-
     mask = causal if c.window is None else causal & Window(c.window - 1, None)
-
-    def attention(layer: int) -> Attention:
-        return Attention(d, c.n_heads, d_head=c.d_head, bias="", mask=mask, rotary=rotary, q_norm=per_head(), k_norm=per_head())
-
     tokens = Tokens(c.vocab_size, d) if c.ngrams == 1 else NGrams(c.vocab_size, d, c.ngrams, c.ngram_rows)
-    embed = Embed(tokens=tokens, norm=Each(LayerNorm(d, gain=False)), dropout=Dropped(c.dropout))
     ffn = each(FFN, d, c.d_ff, relu2, bias=False)
-    blocks = body(c.n_layers, norm, lambda layer: Pre(c.dropout), self_attn=attention, ffn=ffn)
+    blocks = body(c.n_layers, norm, lambda layer: Pre(c.dropout), self_attn=normed_heads(c, Attention, mask=mask, rotary=Rotary()), ffn=ffn)
     lm = Tied(tokens, scale=d**-0.5) if c.tie else Linear(d, c.vocab_size, bias=False)
-    return Model({"lm": lm}, started, decoder=Tower(embed, blocks, norm()))
+    return Model({"lm": lm}, started, decoder=Tower(embed(c, tokens), blocks, norm()))

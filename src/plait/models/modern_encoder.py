@@ -4,7 +4,6 @@ The blocks are those of the page `modern`: pre-norm without biases, rotary posit
 output projections that start at zero. The heads have the names and the places of BERT's (Devlin et al. 2019, section 3).
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -12,17 +11,17 @@ from typing import Literal
 import torch
 from torch import nn
 
-from plait.core import init
 from plait.core.attention import Attention
 from plait.core.blocks import body, each
-from plait.core.embeddings import Dropped, Each, Embed, Tokens
+from plait.core.embeddings import Tokens
 from plait.core.feedforward import FFN, relu2
 from plait.core.heads import Transformed
 from plait.core.linear import Linear
-from plait.core.model import Model, Tower, matching
+from plait.core.model import Model, Tower
 from plait.core.norms import LayerNorm
 from plait.core.residual import Pre
 from plait.core.rotary import Rotary
+from plait.models.modern import embed, normed_heads, started
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,14 @@ PRESETS = {
 
 def build(c: Config) -> Model:
     d, norm = c.d_model, partial(LayerNorm, c.d_model, bias=False)
-    d_head = c.d_head or d // c.n_heads
-    rotary, per_head = Rotary(), partial(LayerNorm, d_head, gain=False)
-    embed = Embed(tokens=Tokens(c.vocab_size, d), norm=Each(LayerNorm(d, gain=False)), dropout=Dropped(c.dropout))
     blocks = body(
         c.n_layers,
         norm,
         lambda layer: Pre(c.dropout),
-        self_attn=lambda layer: Attention(d, c.n_heads, d_head=d_head, bias="", q_norm=per_head(), k_norm=per_head(), rotary=rotary),
+        self_attn=normed_heads(c, Attention, rotary=Rotary()),
         ffn=each(FFN, d, c.d_ff, relu2, bias=False),
     )
-    return Model(head(c), started, encoder=Tower(embed, blocks, norm()))
+    return Model(head(c), started, encoder=Tower(embed(c, Tokens(c.vocab_size, d)), blocks, norm()))
 
 
 def head(c: Config) -> dict[str, nn.Module]:
@@ -71,18 +67,3 @@ def head(c: Config) -> dict[str, nn.Module]:
     if c.head == "classify":
         return {"classify": Transformed(Linear(d, d), torch.tanh, nn.Identity(), Linear(d, c.labels))}
     return {} if c.head == "none" else {c.head: Linear(d, c.labels)}
-
-
-def started(net: Model) -> None:
-    """Weights of variance 1 / d_in inside, zero where a block ends, small at the output; embeddings (normed at once) of variance 1."""
-    for _, p in matching(net, "q_proj.weight", "k_proj.weight", "v_proj.weight", "up_proj.weight"):
-        init.normal_(p, std=1 / math.sqrt(p.shape[1]))
-    for _, p in matching(net, "embed.tokens.weight"):
-        init.normal_(p)
-    for _, p in matching(net, "o_proj.weight", "down_proj.weight"):
-        init.zeros_(p)
-    for name, p in net.heads.named_parameters():
-        if name.endswith("dense.weight"):
-            init.normal_(p, std=1 / math.sqrt(p.shape[1]))
-        elif p.dim() == 2:
-            init.normal_(p, std=0.02)

@@ -9,6 +9,7 @@ import torch
 
 from plait import __version__, models
 from plait.core.model import Model, parameters
+from plait.data.ahead import ahead
 from plait.errors import InputError
 from plait.hub import runs
 from plait.train import parallel
@@ -82,7 +83,7 @@ def train_on(team: parallel.Team, verb: Train, started: float) -> dict[str, Any]
         lesson.objective,
         recipe.optimizer,
         recipe.schedule(),
-        lesson.feed,
+        ahead(lesson.feed, verb.workers),
         lesson.valid,
         Budget(verb.minutes, verb.steps, verb.epochs, started),
         settings_of(verb),

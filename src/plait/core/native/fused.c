@@ -375,31 +375,3 @@ void plait_activate_backward(int64_t rows, int64_t width, const float *slope, fl
       for (int64_t j = 0; j < width; j++) sum[j] += grad[i * width + j] *= slope[i * width + j];
   }
 }
-
-/* Back through a layer norm: y = (x - mean) rate * gain + bias for rows of x. dx gets `other`, what reached x by other ways (the
-   residual sum) or NULL, and this way's share. width is in whole vectors; sums [threads, 2, width] gets each thread's share of the gradients of the gain and of the bias. */
-void plait_norm_backward(int64_t rows, int64_t width, const float *x, const float *mean, const float *rate, const float *gain,
-                         const float *dy, const float *other, float *dx, float *sums, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t thread = 0; thread < threads; thread++) {
-    float *to_gain = sums + thread * 2 * width, *to_bias = to_gain + width;
-    memset(to_gain, 0, 2 * width * sizeof(float));
-    for (int64_t i = rows * thread / threads; i < rows * (thread + 1) / threads; i++) {
-      const float *in = x + i * width, *up = dy + i * width, m = mean[i], r = rate[i];
-      wide plain = all(0), along = all(0);
-      for (int64_t j = 0; j < width; j += WIDE) {
-        wide d = load_wide(up + j), z = (load_wide(in + j) - m) * r, g = gain ? d * load_wide(gain + j) : d;
-        plain += g;
-        along += g * z;
-        store_wide(to_gain + j, load_wide(to_gain + j) + d * z);
-        store_wide(to_bias + j, load_wide(to_bias + j) + d);
-      }
-      const float a = across_wide(plain) / (float)width, b = across_wide(along) / (float)width;
-      for (int64_t j = 0; j < width; j += WIDE) {
-        wide z = (load_wide(in + j) - m) * r, d = load_wide(up + j), g = gain ? d * load_wide(gain + j) : d;
-        g = r * (g - a - z * b);
-        store_wide(dx + i * width + j, other ? load_wide(other + i * width + j) + g : g);
-      }
-    }
-  }
-}

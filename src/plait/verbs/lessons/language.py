@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from plait.data.ahead import ahead
 from plait.data.packing import Documents, PackedFeed
 from plait.data.store import stored
 from plait.errors import InputError
@@ -52,7 +51,7 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
         choice.arch,
         choice.config,
         NextToken(verb.smoothing or 0.0),
-        ahead(feed, verb.workers),
+        feed,
         list(checks.all()),
         feed.fingerprint + checks.fingerprint,
         start.keep,

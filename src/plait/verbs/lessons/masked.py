@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from plait.core.model import Model
-from plait.data.ahead import ahead
 from plait.data.corpus import Flat
 from plait.data.masking import MaskedRows, Masking
 from plait.data.packing import Documents
@@ -73,7 +72,7 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
         choice.arch,
         choice.config,
         objective,
-        ahead(feed, verb.workers),
+        feed,
         batches,
         feed.fingerprint + checks.fingerprint,
         start.keep,
