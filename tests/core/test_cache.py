@@ -8,8 +8,9 @@ from torch.testing import assert_close
 from plait.core.attention import Attention, CrossAttention
 from plait.core.biases import ALiBi, RelativeBias, Shaw
 from plait.core.blocks import body, each
-from plait.core.cache import Cache, joined
+from plait.core.cache import Cache
 from plait.core.feedforward import FFN
+from plait.core.joining import joined
 from plait.core.kernels import reference, sdpa
 from plait.core.masks import Window, causal
 from plait.core.memory import Memory

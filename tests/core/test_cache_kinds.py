@@ -13,8 +13,8 @@ from plait.core.attention import Attention
 from plait.core.biases import ALiBi, RelativeBias, Shaw
 from plait.core.blocks import body, each
 from plait.core.cache import Cache, Int8Cache, rounded
-from plait.core.joining import joined
 from plait.core.feedforward import FFN
+from plait.core.joining import joined
 from plait.core.masks import Prefix, Window, causal
 from plait.core.memory import Memory
 from plait.core.model import Model, Tower
