@@ -16,7 +16,7 @@ from plait.train.schedules import linear_decay
 from plait.train.state import Budget, Settings
 
 LENGTH, LETTERS = 20, "abcdefgh"
-BATCH, STEPS = 12, 500
+BATCH, STEPS = 24, 600  # rows of 12 leave an error in 200 answers for some seeds and machines; four of four seeds have none here
 
 
 def texts(n: int, seed: int) -> list[str]:
