@@ -98,7 +98,7 @@ def test_a_watcher_sees_what_it_asks_for_and_changes_nothing():
             self.seen = {}
 
         def wants(self, path):
-            return path[2] != "picture_attn"
+            return len(path) == 3 and path[2] != "picture_attn"
 
         def see(self, path, weights):
             self.seen[path] = weights

@@ -26,7 +26,7 @@ class Block(nn.Module):
         self.names = tuple(steps)
         for name, step in steps.items():
             for place in rule.norms:
-                self.add_module(f"{name}_{place}", norm())
+                self.add_module(f"{name}_{place}", rule.part(place, norm))
             self.add_module(name, step)
         self.residual = rule
 
@@ -59,6 +59,8 @@ class Stack(nn.ModuleList):
                 x = checkpoint(self._alone, i, x, call, (*path, depth), use_reentrant=False)  # type: ignore[assignment]
             else:
                 x = self[i](x, call, (*path, depth))
+            if call.watch is not None and call.watch.wants((*path, depth)):
+                call.watch.see((*path, depth), x)
         return x
 
     def _alone(self, i: int, x: Tensor, call: Call, path: tuple) -> Tensor:

@@ -1,5 +1,6 @@
 """Heads: from hidden vectors to scores, applied to the rows that are asked for."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from plait.core import init
 from plait.core.linear import Multiplied
-from plait.core.stream import Lent
+from plait.core.stream import Lent, Stream
 
 FEW = 128  # rows
 
@@ -55,3 +56,34 @@ class Transformed(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         return self.scores(self.norm(self.activation(self.dense(hidden))))
+
+
+class Pooled(nn.Module):
+    """Scores of one vector [B, W] a row, which `pool` makes of a finished stream."""
+
+    def __init__(self, pool: Callable[[Stream], Tensor], scores: nn.Module):
+        super().__init__()
+        self.pool, self.scores = pool, scores
+
+    def forward(self, vectors: Float[Tensor, "... W"]) -> Float[Tensor, "... V"]:
+        return self.scores(vectors)
+
+
+def first(s: Stream) -> Tensor:
+    """The first entry's vector [B, D]: what a class token is for."""
+    return s.x[:, 0]
+
+
+def grid_mean(s: Stream) -> Tensor:
+    """The mean vector [B, D] of the entries of the grid (which stand last), of the real ones."""
+    n = math.prod(s.grid or (s.length,))
+    x = s.x[:, -n:]
+    if s.real is None:
+        return x.mean(1)
+    real = s.real[:, -n:, None].to(x.dtype)
+    return (x * real).sum(1) / real.sum(1).clamp_min(1)
+
+
+def pooled(head: nn.Module, s: Stream) -> Tensor:
+    """What a head that scores whole rows reads of a finished stream: what its `pool` makes of it, else the first entry's vector."""
+    return getattr(head, "pool", first)(s)

@@ -2,6 +2,7 @@
 
 pre       x + f(norm(x))              sandwich  x + norm'(f(norm(x)))
 post      norm(x + f(x))              parallel  x + f(norm(x)) + g(norm'(x))
+scaled    x + scale · f(norm(x))
 """
 
 from collections.abc import Callable, Iterable
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from plait.core import init
 from plait.core.dropout import add_dropped
 
 Step = tuple[Callable[[Tensor], Tensor], list[nn.Module]]  # what the step computes, and its norms in the order of `Rule.norms`
@@ -26,6 +28,10 @@ class Rule(nn.Module):
     def __init__(self, dropout: float = 0.0, drop_path: float = 0.0):
         super().__init__()
         self.dropout, self.drop_path = dropout, drop_path
+
+    def part(self, place: str, norm: Callable[[], nn.Module]) -> nn.Module:
+        """What stands at a place of `norms`."""
+        return norm()
 
     def join(self, x: Tensor, y: Tensor) -> Tensor:
         if self.training and self.drop_path > 0.0:
@@ -67,6 +73,34 @@ class Sandwich(Rule):
         for step, (before, after) in steps:
             x = self.join(x, after(step(before(x))))
         return x
+
+
+class LayerScale(nn.Module):
+    """y = x · weight, channel by channel, near zero at the start (Touvron et al. 2021, "Going deeper with image Transformers", 2)."""
+
+    def __init__(self, d: int, start: float = 1e-5):
+        super().__init__()
+        self.start = start
+        self.weight = nn.Parameter(torch.full((d,), start))
+
+    def reset_parameters(self) -> None:
+        init.constant_(self.weight, self.start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+class Scaled(Sandwich):
+    """Norm before each step, a LayerScale after it: x + scale(f(norm(x))) (CaiT, DINOv2)."""
+
+    norms = ("norm", "scale")
+
+    def __init__(self, d_model: int, start: float = 1e-5, dropout: float = 0.0, drop_path: float = 0.0):
+        super().__init__(dropout, drop_path)
+        self.d_model, self.start = d_model, start
+
+    def part(self, place: str, norm: Callable[[], nn.Module]) -> nn.Module:
+        return LayerScale(self.d_model, self.start) if place == "scale" else norm()
 
 
 class Parallel(Rule):

@@ -111,7 +111,7 @@ class Call:
     """One forward pass through one tower: handed down to every step, it holds what steps share and what must not live in modules.
 
     `memories` are the finished streams of other towers, by name. `memo` is for things made once a forward (masks, rotary tables).
-    `watch` is called with (path, weights [B, H, L, S]) for every attention whose path it asks for; it never changes the kernel.
+    `watch` is shown what it asks for by path; that never changes the kernel.
     """
 
     stream: Stream  # the tower's own entries (its content is the embedding's output, not the running value)
@@ -130,12 +130,16 @@ class Call:
 
 
 class Watcher:
-    """Sees attention weights as they are; a capability derives from it."""
+    """Sees what a forward pass computes as it is; a capability derives from it.
+
+    A path (tower, depth, step) is that of the weights [B, H, L, S] of an attention, (tower, depth) that of the content [B, L, D] that
+    leaves a block, gradients and all.
+    """
 
     def wants(self, path: tuple) -> bool:
         raise NotImplementedError
 
-    def see(self, path: tuple, weights: Tensor) -> None:
+    def see(self, path: tuple, found: Tensor) -> None:
         raise NotImplementedError
 
 

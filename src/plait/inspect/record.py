@@ -22,10 +22,10 @@ class Recorder(Watcher):
         self.seen: dict[tuple, Tensor] = {}
 
     def wants(self, path: tuple) -> bool:
-        return self._wants(path)
+        return len(path) == 3 and self._wants(path)
 
-    def see(self, path: tuple, weights: Tensor) -> None:
-        self.seen[path] = weights.detach()
+    def see(self, path: tuple, found: Tensor) -> None:
+        self.seen[path] = found.detach()
 
     def stacked(self, tower: str, step: str) -> np.ndarray | None:
         """Weights [layers, heads, L, S] of one kind of attention for the first row; None where the tower has no such step."""

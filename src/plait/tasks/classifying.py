@@ -1,9 +1,10 @@
-"""Classification: labels of texts or pairs, learned from the vector of the first entry."""
+"""Classification: labels of texts, pairs or pictures, learned from one vector of each."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from plait.core.heads import pooled
 from plait.core.model import Model
 from plait.data.examples import Examples
 from plait.tasks.objective import ExampleObjective, Loss, Scoring, Vectors
@@ -23,11 +24,13 @@ class Classifying(Scoring, ExampleObjective):
 
     def scores(self, net: Model, batch: Examples) -> Tensor:
         """[B, labels]"""
-        return net.heads[self.head](self.hidden(net, batch)[:, 0])
+        head = net.heads[self.head]
+        return head(pooled(head, self.read(net, batch)))
 
     def vectors(self, net: Model, batch: Examples) -> Vectors:
         batch = self.on_device(net, batch)
-        return Vectors(self.hidden(net, batch)[:, 0], net.heads[self.head], batch.answers)
+        head = net.heads[self.head]
+        return Vectors(pooled(head, self.read(net, batch)), head, batch.answers)
 
     def judged(self, net: Model, vectors: Vectors) -> Loss:
         scores, answers = vectors.head(vectors.hidden), vectors.answers

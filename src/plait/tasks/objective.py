@@ -93,9 +93,13 @@ class ExampleObjective:
     def size(self, batch: Examples) -> int:
         return int(batch.real.sum())
 
+    def read(self, net: Model, batch: Examples) -> Stream:
+        """The finished stream of a batch that is on the model's device."""
+        return net(**{self.tower: stream_of(net, self.tower, batch)})[self.tower]
+
     def hidden(self, net: Model, batch: Examples) -> Tensor:
-        """[B, L, D] of a batch that is on the model's device."""
-        return net(**{self.tower: stream_of(net, self.tower, batch)})[self.tower].x
+        """[B, L, D]"""
+        return self.read(net, batch).x
 
     def on_device(self, net: Model, batch: Examples) -> Examples:
         return batch.to(next(net.parameters()).device, non_blocking=True)

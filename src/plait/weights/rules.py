@@ -20,10 +20,10 @@ from plait.weights.config import write as write_keys
 from plait.weights.entries import Computed, Drop, Entry, Older, Prefix, Rule, Tie, computed, drop, older, prefix, rule, tie
 from plait.weights.rope import rope, ropes
 from plait.weights.source import InBlocks, Source, Taker
-from plait.weights.steps import Shape, halves, permute, regroup, row, split, transpose, unstack
+from plait.weights.steps import Shape, flat, halves, permute, regroup, row, split, transpose, unstack
 
 # A page declares its table of tensors and its table of settings through this one module.
-__all__ = ["ACTIVATIONS", "Entry", "Keys", "activation", "computed", "drop", "export", "fixed", "group", "halves", "key", "load"]
+__all__ = ["ACTIVATIONS", "Entry", "Keys", "activation", "computed", "drop", "export", "fixed", "flat", "group", "halves", "key", "load"]
 __all__ += ["older", "permute", "prefix", "read_keys", "regroup", "rope", "ropes", "row", "rule", "split", "tie", "transpose"]
 __all__ += ["unstack", "write_keys"]
 

@@ -145,3 +145,20 @@ class Row(Step):
 
 
 row = Row()
+
+
+@dataclass(frozen=True)
+class Flat(Step):
+    """A kernel [d_out, *sizes] as a matrix over what it covers, [d_out, product of sizes]; vectors pass."""
+
+    sizes: tuple[int, ...]
+
+    def apply(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> Sequence[Tensor]:
+        return [t.flatten(1) if t.dim() > 1 else t for t in parts]
+
+    def undo(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [t.unflatten(1, self.sizes) if t.dim() > 1 else t for t in parts]
+
+
+def flat(*sizes: int) -> Flat:
+    return Flat(sizes)
