@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import nn
 
+from plait.core.heads import pooled
 from plait.core.model import Model
 from plait.models import PAGES, build, vocabulary
 
@@ -30,7 +31,7 @@ def config(arch: str) -> dict:
     """The page's tiny preset over a tiny vocabulary, without dropout (which is no part of what a model computes)."""
     page = PAGES[arch]
     known = {f.name for f in fields(page.Config)}
-    wanted = {**page.PRESETS["tiny"], **vocabulary(arch, VOCAB, VOCAB), "dropout": 0.0}
+    wanted = {**page.PRESETS["tiny"], **vocabulary(arch, VOCAB, VOCAB), "n_queries": VOCAB, "dropout": 0.0}
     return {name: value for name, value in wanted.items() if name in known}
 
 
@@ -44,12 +45,44 @@ def made(arch: str) -> Model:
 
 
 class Ends:
-    """How a model is fed and read, whatever its towers: tests give a source and a target, and a model of one tower takes the target."""
+    """How a model is fed and read, whatever its towers: tests give a source and a target, and a model of one tower takes the target.
 
-    def __init__(self, net: Model):
+    `source` and `target` make such inputs: ids, or where the first tower takes them pictures or clips, of the size that the page has.
+    """
+
+    def __init__(self, net: Model, config: dict):
         self.two, self.last = len(net.towers) > 1, net.towers[-1]
-        self.causal = self.last == "decoder"
+        self.takes, self.config = net.takes(net.towers[0]), config
+        mask = net.get_submodule(f"{self.last}.blocks.0.self_attn").mask
+        self.causal = mask is not None
         self.head = next(iter(net.heads))
+
+    @property
+    def blind(self) -> tuple[str, ...]:
+        """How names of parameters begin that cannot learn: queries of objects begin without content, so whom they attend to at first
+        makes no difference."""
+        first = "decoder.blocks.0.self_attn."
+        return (f"{first}q_proj", f"{first}k_proj", f"{first}v_proj.weight") if self.seen and self.two else ()
+
+    @property
+    def seen(self) -> bool:
+        """Whether the first tower takes pixels."""
+        return self.takes != "ids"
+
+    def first(self, rows: int, length: int, seed: int = 0) -> torch.Tensor:
+        draw = torch.Generator().manual_seed(seed)
+        if not self.seen:
+            return torch.randint(0, VOCAB, (rows, length), generator=draw)
+        side, frames = self.config.get("image_size", 96), [self.config["frames"]] if self.takes == "clips" else []
+        return torch.randn(rows, *frames, 3, side, side, generator=draw, dtype=torch.float64)
+
+    def source(self, rows: int, length: int, seed: int = 0) -> torch.Tensor:
+        return self.first(rows, length, seed)
+
+    def target(self, rows: int, length: int, seed: int = 1) -> torch.Tensor:
+        if self.seen and not self.two:
+            return self.first(rows, length, seed)
+        return torch.randint(0, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
 
     def feed(self, source: Any, target: Any) -> dict[str, Any]:
         return {"encoder": source, "decoder": target} if self.two else {self.last: target}
@@ -59,22 +92,28 @@ class Ends:
         return net(**self.feed(source, target))[self.last].x
 
     def scores(self, net: Model, source: Any, target: Any) -> torch.Tensor:
-        return net.heads[self.head](self.out(net, source, target))
+        """All that the head says, [B, L, any], or of a head that reads a whole picture [B, any]."""
+        head, stream = net.heads[self.head], net(**self.feed(source, target))[self.last]
+        if not self.seen:
+            return head(stream.x)
+        return torch.cat(head(stream.x), -1) if self.two else head(pooled(head, stream))
 
     def memories(self, net: Model, source: Any) -> dict[str, Any]:
         return {"encoder": net.run("encoder", source)} if self.two else {}
 
-    def need(self, causal: bool = False, two: bool = False) -> None:
+    def need(self, causal: bool = False, two: bool = False, ids: bool = False) -> None:
         """Where the structure forbids a capability, the test says so and ends."""
         if causal and not self.causal:
             pytest.skip("not applicable: every entry sees the whole text, so nothing is generated from left to right")
         if two and not self.two:
             pytest.skip("not applicable: one tower, no source beside the text")
+        if ids and self.seen:
+            pytest.skip("not applicable: pictures of a batch have one size, since what a convolution and positions see hangs on it")
 
 
 @pytest.fixture(scope="session")
-def ends(net) -> Ends:
-    return Ends(net)
+def ends(net, arch) -> Ends:
+    return Ends(net, config(arch))
 
 
 @pytest.fixture(scope="session", params=list(PAGES))

@@ -15,5 +15,5 @@ def test_a_config_that_says_nothing_is_the_references_default(model_type, page):
     whole = keys.read(page.KEYS, transformers.AutoConfig.for_model(model_type).to_dict())
     bare = keys.read(page.KEYS, {"model_type": model_type})
     sizes = {name for name, value in bare.items() if value is None and whole[name] is not None}
-    assert sizes <= {"d_head", "n_kv_heads", "n_decoder_layers"}  # follow from others, which the reference writes down
+    assert sizes <= {"d_head", "n_kv_heads", "n_decoder_layers", "d_pooled"}  # follow from others, which the reference writes down
     assert bare == whole | dict.fromkeys(sizes)

@@ -260,15 +260,17 @@ def test_frozen_by_mistake(quick):
 
 
 class Detached(Classifying):
-    def hidden(self, net, batch):
-        return super().hidden(net, batch).detach()
+    def read(self, net, batch):
+        stream = super().read(net, batch)
+        return stream.having(x=stream.x.detach())
 
 
 class Deaf(Classifying):
     """Every row has the same vector."""
 
-    def hidden(self, net, batch):
-        return super().hidden(net, batch) * 0 + 1
+    def read(self, net, batch):
+        stream = super().read(net, batch)
+        return stream.having(x=stream.x * 0 + 1)
 
 
 def test_gradients_that_never_arrive(quick):

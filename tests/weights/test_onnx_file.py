@@ -13,6 +13,7 @@ from plait.weights.opening import open_source
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (pip install onnx)")
 
 TYPES = "FLOAT DOUBLE INT32 INT64 INT8 UINT8 INT16 UINT16 UINT32 UINT64 BOOL FLOAT16 BFLOAT16".split()
+SHAPES = {"onnx::MatMul_7": (2, 2), "onnx::MatMul_9": (2, 2), "onnx::MatMul_11": (2, 2), "a.bias": (4,), "b.bias": (4,)}
 RNG = np.random.default_rng(2)
 
 
@@ -118,3 +119,14 @@ def test_damage_is_an_error_in_words_or_none(tmp_path):
             said = str(error)
         assert said.startswith(str(path)) and len(said) < 5000
     assert 150 < read < len(damaged) - 500  # both happen, or the damage is not what it should be
+
+
+def test_products_tell_the_names_of_weights(tmp_path):
+    """As an exporter leaves x W + b: the weight nameless, the sum in either order; not every product has a bias."""
+    given = [onnx.helper.make_tensor(name, onnx.TensorProto.FLOAT, shape, [0.0] * 4) for name, shape in SHAPES.items()]
+    nodes = [("MatMul", "x", "onnx::MatMul_7", "p"), ("Add", "a.bias", "p", "q"), ("MatMul", "q", "onnx::MatMul_9", "r")]
+    nodes += [("Add", "r", "b.bias", "s"), ("MatMul", "s", "onnx::MatMul_11", "t"), ("Add", "t", "x", "u"), ("MatMul", "u", "t", "v")]
+    nodes += [("Add", "v", "b.bias", "w")]
+    made = [onnx.helper.make_node(kind, [a, b], [out]) for kind, a, b, out in nodes]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(made, "graph", [], [], given)), tmp_path / "x.onnx")
+    assert OnnxFile(tmp_path / "x.onnx").biases() == {"onnx::MatMul_7": "a.bias", "onnx::MatMul_9": "b.bias"}

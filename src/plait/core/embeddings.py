@@ -74,11 +74,15 @@ class Dropped(nn.Module):
 
 
 class Embed(nn.Module):
-    """Parts by name, in running order. A part that another tower owns comes as `Lent`, one without weights as any callable."""
+    """Parts by name, in running order. A part that another tower owns comes as `Lent`, one without weights as any callable.
+
+    `takes` is what its first part that says so is given: "ids", "pixels" [B, C, H, W] or "clips" [B, T, C, H, W].
+    """
 
     def __init__(self, **parts: Any):
         super().__init__()
         self.parts = tuple(parts)
+        self.takes: str = next((part.takes for part in parts.values() if hasattr(part, "takes")), "ids")
         for name, part in parts.items():
             setattr(self, name, part)
 

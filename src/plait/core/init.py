@@ -17,6 +17,7 @@ def _in_memory(draw: Callable[Concatenate[Tensor, P], Tensor]) -> Callable[Conca
     return filled
 
 
+uniform_ = _in_memory(nn.init.uniform_)
 normal_ = _in_memory(nn.init.normal_)
 zeros_ = _in_memory(nn.init.zeros_)
 ones_ = _in_memory(nn.init.ones_)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from plait.core import fused
+from plait.core.dropout import dropout as dropped
 from plait.core.masks import Mask, causal, real, same_document
 from plait.core.stream import Places
 
@@ -113,7 +114,7 @@ class Reference(Kernel):
     def attend(self, q, k, v, mask, bias=None, scale=1.0, dropout=0.0):
         if v.shape[1] != q.shape[1]:
             v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-        return F.dropout(weights(q, k, mask, bias, scale), dropout).to(v.dtype) @ v
+        return dropped(weights(q, k, mask, bias, scale), dropout, training=True).to(v.dtype) @ v
 
 
 class SDPA(Kernel):
@@ -130,6 +131,8 @@ class SDPA(Kernel):
         tensor, flag = mask.tensor, mask.causal
         if tensor is None and bias is None and not dropout and fused.attends(q, k, v):
             return fused.attention(q, k, v, flag, scale)
+        if dropout and q.device.type == "cpu":  # torch holds all weights then too, and draws what falls one by one
+            return reference.attend(q, k, v, mask, bias, scale, dropout)
         if bias is not None:
             if flag:
                 tensor, flag = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(), False

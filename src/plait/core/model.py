@@ -57,6 +57,10 @@ class Model(nn.Module):
         if self.init is not None:
             self.init(self)
 
+    def takes(self, tower: str) -> str:
+        """What a tower is given: "ids", "pixels" or "clips" (as `Embed.takes`)."""
+        return getattr(self.get_submodule(tower).embed, "takes", "ids")
+
     def run(
         self,
         name: str,

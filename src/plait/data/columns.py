@@ -9,7 +9,15 @@ from plait.errors import InputError, choices
 
 LONGEST = 10_000_000  # characters of one row: beyond that a quote or a line end is missing far more often than a text is so long
 TEXT = (str,)
-WORDS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
+WORDS = {
+    str: "a string",
+    bytes: "bytes",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
 
 
 @dataclass(frozen=True, slots=True)

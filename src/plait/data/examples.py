@@ -45,6 +45,15 @@ class Examples:
         moved = {name: t if t is None else t.to(device, non_blocking=non_blocking) for name, t in self._fields().items()}
         return Examples(**moved, per_entry=self.per_entry)  # type: ignore[arg-type]
 
+    @property
+    def size(self) -> int:
+        """Tokens."""
+        return int(self.real.sum())
+
+    def parts(self, n: int) -> list["Examples"]:
+        """The batch cut into at most n smaller ones that hold the same rows."""
+        return [self.rows(rows) for rows in torch.arange(len(self)).tensor_split(min(n, len(self)))]
+
     def rows(self, which: Tensor) -> "Examples":
         """Some rows, without the columns that are padding in all of them."""
         width = max(int(self.real[which].sum(1).max()), 1)

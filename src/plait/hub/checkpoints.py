@@ -74,7 +74,14 @@ def open_parts(place: Path, bits: int | None = None) -> Parts:
         generation = read_object(path, "the object of a generation_config.json") if path.exists() else {}
     if tokenizers is not None:
         _check_vocabulary(place, net, tokenizers)
-    return Parts(place, net, tokenizers, certificate, limit, raw, generation, settings)
+    preparation = preparation_of(place, net) if net.takes(net.towers[0]) != "ids" else None
+    return Parts(place, net, tokenizers, certificate, limit, raw, generation, settings, preparation)
+
+
+def preparation_of(folder: Path, net: Model) -> Any:
+    from plait.hub.pictures import PROCESSORS, preparation_in
+
+    return preparation_in(folder, PROCESSORS.get(next(iter(net.heads), "none"), "ViTImageProcessor"))
 
 
 def open_checkpoint(place: Path, device: str = "cpu", bits: int | None = None) -> Ready:
@@ -93,7 +100,11 @@ def open_checkpoint(place: Path, device: str = "cpu", bits: int | None = None) -
 
 
 def kind_of(net: Model) -> type[Ready] | None:
-    """What a model does, seen from its towers and its head."""
+    """What a model does, seen from its towers, what they take, and its head."""
+    if net.takes(net.towers[0]) != "ids":
+        from plait.hub.pictures import PICTURES
+
+        return PICTURES.get(next(iter(net.heads), "none"))
     if net.towers == ("decoder",):
         return LanguageModel
     if net.towers == ("encoder", "decoder"):

@@ -11,6 +11,7 @@ import torch
 
 from plait.core.model import Model
 from plait.errors import InputError
+from plait.media.preparing import Preparation
 from plait.text.loaded import LoadedTokenizer
 from plait.weights.certificate import Certificate
 
@@ -34,6 +35,7 @@ class Parts:
     config: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
     settings: Any = None
+    preparation: Preparation | None = None  # of what takes pixels: what is done to a picture first
 
 
 class Ready:

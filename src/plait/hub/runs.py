@@ -24,7 +24,7 @@ from plait.text.tokenizer import Tokenizer
 FORMAT = 1
 CONFIG, WEIGHTS, TOKENIZER, TARGET_TOKENIZER = "config.json", "model.safetensors", "tokenizer.json", "target_tokenizer.json"
 MEMORY = "memory.json.gz"
-TASKS = ("translation", "language-model", "masked-lm", "classify", "tag", "answer", "embed")
+TASKS = ("translation", "language-model", "masked-lm", "classify", "tag", "answer", "embed", "detect")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

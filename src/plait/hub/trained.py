@@ -1,4 +1,4 @@
-"""Runs of a model with one tower, ready: the same models as released ones, from what `plait train` left behind."""
+"""Runs of a model other than a translator, ready: the same models as released ones, from what `plait train` left behind."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from plait.compress import limited
 from plait.core.model import Model
 from plait.errors import InputError
 from plait.generate.layout import for_few_rows
-from plait.hub.checkpoints import kind_of, tensors_of
+from plait.hub.checkpoints import kind_of, preparation_of, tensors_of
 from plait.hub.ready import Parts, Ready, vocabulary
 from plait.text.saving import kept_tokenizer
 from plait.weights.certificate import Certificate
@@ -20,8 +20,9 @@ def opened(folder: Path, config: dict[str, Any], net: Model, device: str, bits: 
     kind = kind_of(net)
     if kind is None:
         raise InputError(f"{folder}: what a model of its kind does is not built")
-    tokenizer = kept_tokenizer(folder)
-    if tokenizer.vocab_size > (rows := vocabulary(net, net.towers[0])):
+    pictures = net.takes(net.towers[0]) != "ids"
+    tokenizer = None if pictures else kept_tokenizer(folder)
+    if tokenizer is not None and tokenizer.vocab_size > (rows := vocabulary(net, net.towers[0])):
         raise InputError(f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, its embedding {rows} rows: a file was exchanged")
     net.to(device).eval()
     if bits is not None:
@@ -34,4 +35,5 @@ def opened(folder: Path, config: dict[str, Any], net: Model, device: str, bits: 
     certificate = replace(certificate, numbers=sum(count for _, count in held.values()))
     settings = models.PAGES[config["arch"]].Config(**config["config"])
     said, generation = config.get("answers", {}), config.get("generation", {})
-    return kind(Parts(folder, net, (tokenizer, tokenizer), certificate, config["max_length"], said, generation, settings))
+    tokenizers, preparation = None if tokenizer is None else (tokenizer, tokenizer), preparation_of(folder, net) if pictures else None
+    return kind(Parts(folder, net, tokenizers, certificate, config["max_length"], said, generation, settings, preparation))

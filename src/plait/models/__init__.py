@@ -9,17 +9,22 @@ from plait.models import (
     albert,
     bart,
     bert,
+    detr,
+    dinov2,
     distilbert,
     gpt2,
     llama,
     modern,
     modern_decoder,
     modern_encoder,
+    modern_vision,
     neox,
     opt,
     roberta,
     t5,
+    timesformer,
     vaswani,
+    vit,
 )
 
 PAGES: dict[str, ModuleType] = {
@@ -27,6 +32,7 @@ PAGES: dict[str, ModuleType] = {
     "modern": modern,
     "modern-decoder": modern_decoder,
     "modern-encoder": modern_encoder,
+    "modern-vision": modern_vision,
     "bert": bert,
     "roberta": roberta,
     "distilbert": distilbert,
@@ -37,6 +43,10 @@ PAGES: dict[str, ModuleType] = {
     "llama": llama,
     "neox": neox,
     "opt": opt,
+    "detr": detr,
+    "vit": vit,
+    "dinov2": dinov2,
+    "timesformer": timesformer,
 }
 
 
@@ -57,7 +67,7 @@ def of_pairs(arch: str) -> bool:
 
 
 def vocabulary(arch: str, source: int, target: int, tie: str | None = None) -> dict[str, Any]:
-    """The settings by which a page is told its vocabulary sizes; a page with one vocabulary takes the target's."""
+    """The settings by which a page is told its vocabulary sizes; one with one vocabulary takes the target's, one of pictures has none."""
     if not of_pairs(arch):
-        return {"vocab_size": target}
+        return {"vocab_size": target} if "vocab_size" in {f.name for f in fields(PAGES[arch].Config)} else {}
     return {"source_vocab": source, "target_vocab": target, **({} if tie is None else {"tie": tie})}

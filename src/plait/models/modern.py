@@ -93,8 +93,9 @@ def started(net: Model) -> None:
     """Weights of variance 1 / d_in inside, zero where a block ends, small at the output; embeddings (normed at once) of variance 1."""
     for _, p in matching(net, "q_proj.weight", "k_proj.weight", "v_proj.weight", "up_proj.weight"):
         init.normal_(p, std=1 / math.sqrt(p.shape[1]))
-    for _, p in matching(net, "embed.tokens.weight"):
-        init.normal_(p)
+    for name, p in net.named_parameters():
+        if name.endswith("embed.tokens.weight"):  # a model of pictures has none
+            init.normal_(p)
     for _, p in matching(net, "o_proj.weight", "down_proj.weight"):
         init.zeros_(p)
     for name, p in net.heads.named_parameters():

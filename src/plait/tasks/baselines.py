@@ -52,6 +52,18 @@ def classify_baselines(problem: str, texts: Sequence[str], right: np.ndarray, as
     return found | {"tfidf_logistic": np.stack([logistic(one) for one in right.T], 1) if several else logistic(right)}
 
 
+def picture_baselines(known: Sequence[np.ndarray], right: np.ndarray, asked: Sequence[np.ndarray], say: Say) -> dict[str, np.ndarray]:
+    """Name -> classes of the pictures `asked`: the most frequent, and logistic regression on grey pictures made small ([N, values])."""
+    found = {"majority": np.full(len(asked), np.bincount(right).argmax())}
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        say(LACKING)
+        return found
+    fitted = LogisticRegression(C=0.1, max_iter=200).fit(np.stack(known), right)
+    return found | {"pixels_logistic": fitted.predict(np.stack(asked))}
+
+
 def tag_baseline(sentences: Sequence[tuple[Sequence[str], Sequence[str]]], asked: Sequence[Sequence[str]]) -> list[list[str]]:
     """Each word's most frequent tag in the (words, tags) known, of words that are not the most frequent tag of all."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)

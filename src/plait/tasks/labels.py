@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plait.core.heads import pooled
 from plait.core.model import Model
 from plait.errors import InputError
 from plait.tasks.encoding import Encoder, Pieces, pair_of, windows
@@ -62,9 +63,10 @@ class Classifier(Encoder):
         if faults := [fault for i, row in enumerate(rows, first) if (fault := self.fault(i, row))]:
             raise InputError("some inputs cannot be classified whole", faults)
         found: dict[int, Classified] = {}
+        head = self.net.heads["classify"]
         for here, stream in self.batches(rows, firsts):
-            scores = self.net.heads["classify"](self.hidden(stream)[:, 0]).float().cpu()
-            found |= zip(here, map(self.classified, scores), strict=True)
+            scores = head(pooled(head, stream.having(x=self.hidden(stream)))).float().cpu()
+            found |= zip(here, (classified(one, self.labels, self.problem) for one in scores), strict=True)
         return [found[i] for i in range(len(rows))]
 
     def row(self, text: str | tuple[str, str]) -> tuple[list[int], int]:
@@ -75,14 +77,15 @@ class Classifier(Encoder):
         ids, count, _ = row_of(self.tokenizer, parts, self.max_length if self.cut else None)
         return ids, count
 
-    def classified(self, scores: Tensor) -> Classified:
-        """What the head's scores [labels] mean."""
-        if self.problem == "regression":
-            return Classified(tuple(self.labels), dict(zip(self.labels, scores.tolist(), strict=True)))
-        chances = scores.softmax(-1) if self.problem == "single" else scores.sigmoid()
-        named = dict(zip(self.labels, chances.tolist(), strict=True))
-        ranked = sorted(named, key=named.__getitem__, reverse=True)
-        return Classified(tuple(ranked[:1] if self.problem == "single" else (name for name in ranked if named[name] > 0.5)), named)
+
+def classified(scores: Tensor, labels: Sequence[str], problem: str) -> Classified:
+    """What a head's scores [labels] mean."""
+    if problem == "regression":
+        return Classified(tuple(labels), dict(zip(labels, scores.tolist(), strict=True)))
+    chances = scores.softmax(-1) if problem == "single" else scores.sigmoid()
+    named = dict(zip(labels, chances.tolist(), strict=True))
+    ranked = sorted(named, key=named.__getitem__, reverse=True)
+    return Classified(tuple(ranked[:1] if problem == "single" else (name for name in ranked if named[name] > 0.5)), named)
 
 
 def row_of(tokenizer: LoadedTokenizer, parts: Sequence[list[int]], longest: int | None = None) -> tuple[list[int], int, bool]:

@@ -81,27 +81,25 @@ class Scoring:
 
 
 class ExampleObjective:
-    """What objectives over `Examples` have in common. `tower` reads the ids, `head` scores its hidden vectors."""
+    """What objectives over `Examples`, or batches of pictures, have in common. `tower` reads them, `head` scores its hidden vectors."""
 
     tower, head = "encoder", ""
 
-    def parts(self, batch: Examples, n: int) -> list[Examples]:
-        if n == 1:
-            return [batch]
-        return [batch.rows(rows) for rows in torch.arange(len(batch)).tensor_split(min(n, len(batch)))]
+    def parts(self, batch: Any, n: int) -> list[Any]:
+        return [batch] if n == 1 else batch.parts(n)
 
-    def size(self, batch: Examples) -> int:
-        return int(batch.real.sum())
+    def size(self, batch: Any) -> int:
+        return batch.size
 
-    def read(self, net: Model, batch: Examples) -> Stream:
+    def read(self, net: Model, batch: Any) -> Stream:
         """The finished stream of a batch that is on the model's device."""
         return net(**{self.tower: stream_of(net, self.tower, batch)})[self.tower]
 
-    def hidden(self, net: Model, batch: Examples) -> Tensor:
+    def hidden(self, net: Model, batch: Any) -> Tensor:
         """[B, L, D]"""
         return self.read(net, batch).x
 
-    def on_device(self, net: Model, batch: Examples) -> Examples:
+    def on_device(self, net: Model, batch: Any) -> Any:
         return batch.to(next(net.parameters()).device, non_blocking=True)
 
 
@@ -117,8 +115,10 @@ class EntryObjective(Scoring, ExampleObjective):
         return Vectors(hidden, net.heads[self.head], answers)
 
 
-def stream_of(net: Model, tower: str, batch: Examples) -> Stream:
-    """The batch's ids as a stream; what says nothing (all real, a model without types) is left out."""
+def stream_of(net: Model, tower: str, batch: Any) -> Stream:
+    """The batch's ids, or its pixels, as a stream; what says nothing (all real, a model without types) is left out."""
+    if net.takes(tower) != "ids":
+        return Stream(batch.pixels, real=batch.real)
     types = batch.types if batch.types is not None and knows_types(net, tower) else None
     real = None if bool(batch.real.all()) else batch.real
     return Stream(batch.ids, real=real, segment=batch.segment, positions=batch.positions, types=types)

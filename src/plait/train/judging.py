@@ -35,6 +35,7 @@ class Judge:
         self.net, self.learner, self.objective, self.valid, self.measure = net, learner, objective, valid, measure
         self.average, self.precision, self.team = average, precision, team
         self.seconds = 0.0  # that judging took
+        self.last: float | None = None  # seconds of the last time
 
     @contextmanager
     def judging(self) -> Iterator[None]:
@@ -46,11 +47,23 @@ class Judge:
         if self.team.layout.shard:
             self.learner.reshard()  # type: ignore[operator]  # what it has put together may be the average, or what it was filled with since
         self.learner.train()
-        self.seconds += time.perf_counter() - begun
+        self.last = time.perf_counter() - begun
+        self.seconds += self.last
 
-    def affordable(self, spent: float | None) -> bool:
-        """Whether another evaluation leaves most of the time to training; `spent` are the seconds so far of a budget of time."""
-        return spent is None or bool(self.team.first_says(float(self.seconds <= SHARE * spent)))
+    def affordable(self, spent: float | None, speed: float) -> bool:
+        """Whether another evaluation leaves most of the time to training.
+
+        `spent` are the seconds so far of a budget of time, `speed` the tokens trained on in a second, which tell what the first costs.
+        """
+        if spent is None:
+            return True
+        cost = self.expected(speed) if self.last is None else self.last
+        return bool(self.team.first_says(float(self.seconds + cost <= SHARE * spent)))
+
+    def expected(self, speed: float) -> float:
+        """Seconds of one evaluation, a third of a training step's operations a token, twice where there are figures besides."""
+        tokens = sum(self.objective.size(batch) for batch in self.valid)
+        return tokens / (3 * speed) * (1 if self.measure is None else 2)
 
     def loss(self) -> float:
         """Nats a prediction over the whole set; each rank takes its rows of every batch."""

@@ -75,10 +75,10 @@ class Reporter:
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
-    def progress(self, step: int, progress: float, seconds: float, loss: float, speed: float) -> None:
-        """`progress` in [0, 1]; `seconds` spent so far; `speed` in tokens a second."""
+    def progress(self, step: int, progress: float, seconds: float, loss: float, speed: float, unit: str = "tokens") -> None:
+        """`progress` in [0, 1]; `seconds` spent so far; `speed` in units a second."""
         left = duration(seconds * (1 - progress) / progress) if progress > 0 else "?"
-        more = f"step {step}  loss {loss:.3f}  {speed:,.0f} tokens/s  {left} left"
+        more = f"step {step}  loss {loss:.3f}  {speed:,.0f} {unit}/s  {left} left"
         if self.bar is not None:
             self.bar.update(self.task, completed=progress, more=more)
         elif time.monotonic() - self.last >= self.every:

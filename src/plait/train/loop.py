@@ -76,6 +76,7 @@ class Trainer:
         self.state = State()
         self.replay: np.ndarray = np.empty(0)  # progress of steps that a stopped run had already taken after its checkpoint
         self.stop = False
+        self.unit = "tokens"  # of the batches' sizes
         self.recent: list[tuple[Tensor, int]] = []  # losses of the steps since the last line of metrics
         self.params = [p for p in net.parameters() if p.requires_grad]
         if settings.compile:
@@ -128,17 +129,17 @@ class Trainer:
                     if progress >= 1.0:
                         break
                     state.epoch, state.position, state.progress = epoch, position, progress
-                    if not state.step:  # what reading the data took of the budget is no reason to evaluate
-                        state.evaluated = int(progress * self.settings.evaluations)
+                    if not state.step:  # reading the data took its share of the budget: no reason to evaluate, nor to warm up less
+                        state.begun, state.evaluated = progress, int(progress * self.settings.evaluations)
                     positions.note(progress, self.kept)
                     self.step(batch)
                     now = time.perf_counter()
                     state.seconds = now - self.started
                     speed = (state.tokens - tokens_then) / max(now - measured, 1e-9)
                     if state.step % 10 == 0:
-                        self.reporter.progress(state.step, progress, state.seconds, self.loss_now(), speed)
+                        self.reporter.progress(state.step, progress, state.seconds, self.loss_now(), speed, self.unit)
                     due = int(progress * self.settings.evaluations)
-                    if due > state.evaluated and self.judge.affordable(budget.minutes and progress * 60 * budget.minutes):
+                    if due > state.evaluated and self.judge.affordable(budget.minutes and progress * 60 * budget.minutes, speed):
                         state.evaluated = due
                         self.evaluate(speed)
                         measured, tokens_then = time.perf_counter(), state.tokens
@@ -213,11 +214,17 @@ class Trainer:
             self.not_finite("loss", state.step + 1, batch)
         state.step += 1
         if not skipped:
-            self.optimizer.step(self.schedule(state.step, state.progress), divide)
+            self.optimizer.step(self.factor(), divide)
             if self.average is not None:
                 self.average.update(state.step)
+        self.unit = getattr(batch, "unit", self.unit)
         state.tokens += self.objective.size(batch)
         self.recent.append((total, count))
+
+    def factor(self) -> float:
+        """Where the schedule stands: of the rate, what this step goes by; in the share of what training has of the budget."""
+        state = self.state
+        return self.schedule(state.step, (state.progress - state.begun) / (1 - state.begun))
 
     def not_finite(self, what: str, step: int, batch: Any = None) -> None:
         where = f"at step {step} (epoch {self.state.epoch}, batch {self.state.position}{self.rows_of(batch)})"
@@ -250,31 +257,31 @@ class Trainer:
             if not math.isfinite(valid):
                 self.not_finite("validation loss", self.state.step)
             figures = self.judge.figures()
-            better = self.keep(valid)
+            better = self.keep(valid, figures)
         self.recent.clear()
         state = self.state
         state.row_step = state.step
         if not self.team.first:
             return
         row = {"step": state.step, "seconds": round(state.seconds, 3), "train_loss": train, "valid_loss": valid, "tokens": state.tokens}
-        row |= {"tokens_per_second": round(speed, 1), "learning_rate": self.schedule(state.step, state.progress)}
+        row |= {"tokens_per_second": round(speed, 1), "learning_rate": self.factor()}
         row |= figures | {"epoch": state.epoch, "progress": state.progress}
         self.metrics.add(row)
         for tracker in self.trackers:
             tracker.add(row)
         told = "".join(f"  {name} {value:.4f}" for name, value in figures.items()) + "  best so far" * better
-        self.reporter.say(f"step {state.step:>7,}  train {train or 0:.4f}  valid {valid:.4f} nats  {speed:,.0f} tokens/s{told}")
+        self.reporter.say(f"step {state.step:>7,}  train {train or 0:.4f}  valid {valid:.4f} nats  {speed:,.0f} {self.unit}/s{told}")
 
     def valid_loss(self) -> float:
         with self.judge.judging():
             return self.judge.loss()
 
-    def keep(self, valid: float) -> bool:
+    def keep(self, valid: float, figures: dict[str, float]) -> bool:
         """Writes the weights where they are the best so far, and where they are to be averaged."""
         state, keeper = self.state, self.keeper
         if better := valid < state.best:
             state.best, state.best_step, state.stale = valid, state.step, 0
-            keeper.write(keeper.best, self.net.state_dict(), {"step": state.step})
+            keeper.write(keeper.best, self.net.state_dict(), {"step": state.step, "figures": figures})
         else:
             state.stale += 1
         if self.settings.average > 1:

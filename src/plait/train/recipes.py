@@ -66,12 +66,17 @@ class Recipe:
 MODERN = Recipe("muon", 0.02, 0.008, "linear", 50, 0.0, (0.9, 0.95), 1e-10)
 LANGUAGE = Recipe("muon", 0.03, 0.03, "linear", 5, 0.0, (0.8, 0.95), 1e-10, momentum=0.9, hold=0.35)
 SCRATCH = Recipe("adam", 1e-3, 1e-3, "cosine", 100, 0.1, (0.9, 0.99), 1e-8)  # from scratch, for published pages
-TUNING = Recipe("adam", 5e-5, 5e-5, "linear", 0.06, 0.01, (0.9, 0.999), 1e-8)  # from released weights (Devlin et al. 2019, A.3)
 
 
 def paper(d_model: int, warmup: float = 4000) -> Recipe:
     """Vaswani et al. 2017, section 5.3: the rate is d_model^-0.5 · step^-0.5 after the warm-up."""
     return Recipe("adam", (d_model * warmup) ** -0.5, (d_model * warmup) ** -0.5, "inverse-sqrt", warmup, 0.0)
+
+
+def tuning(d_model: int) -> Recipe:
+    """From released weights (Devlin et al. 2019, A.3): the rate is theirs at their width of 768, and the higher the narrower a model is."""
+    rate = 5e-5 * 768 / d_model
+    return Recipe("adam", rate, rate, "linear", 0.06, 0.01, (0.9, 0.999), 1e-8)
 
 
 def recipe_for(wishes: Wishes, usual: Recipe, d_model: int) -> Recipe:

@@ -45,6 +45,7 @@ class State:
     position: int = 0  # batches of this epoch already taken
     seconds: float = 0.0  # of the budget
     progress: float = 0.0
+    begun: float = 0.0  # progress before the first step
     evaluated: int = 0
     best: float = math.inf
     best_step: int = 0

@@ -15,7 +15,7 @@ class Data:
     name: Annotated[str | None, positional, "a data set"] = None
     part: Annotated[Literal["train", "test", "all"], "test is the fixed twentieth that is never trained on"] = "all"
     out: Annotated[
-        Path | None, "FILE", "write it there, in the form of its task: TSV, CoNLL, SQuAD's JSON, JSON lines; - is standard output"
+        Path | None, "FILE", "write it there, in the form of its task: TSV, CoNLL, SQuAD's JSON, JSON lines, zip; - is standard output"
     ] = None
     json: Annotated[bool, "write JSON"] = False
 
@@ -27,12 +27,16 @@ class Data:
             if self.out is not None:
                 raise InputError(f"--out {self.out}: which data set is to be written? `plait data` lists them")
             return Rows(asdict(line) for line in sets())
-        text, suffix, rows = written(self.name, self.part)
+        data, suffix, rows = written(self.name, self.part)
+        packed = suffix == ".zip"
         if self.out is None:
-            return {"name": self.name, "part": self.part, "rows": rows, "file": suffix, "begins": text[:300]}
+            begins = {} if packed else {"begins": data.decode()[:300]}
+            return {"name": self.name, "part": self.part, "rows": rows, "file": suffix, **begins}
         if str(self.out) == "-":
-            return iter(text.splitlines())
+            if packed:
+                raise InputError(f"--out -: {self.name} is a zip archive of pictures, which is no text: give the name of a file")
+            return iter(data.decode().splitlines())
         from plait.train.checkpoints import write_atomically
 
-        write_atomically(self.out, text.encode())
+        write_atomically(self.out, data)
         return {"written": str(self.out), "rows": rows}

@@ -17,7 +17,9 @@ class Run:
     """Put a model to use: answers on stdout, one for each input."""
 
     model: Annotated[str, positional, "a run folder, a released checkpoint's folder, or a name such as minilm"]
-    input: Annotated[list[str], positional, "texts; without any, lines are read from standard input"] = field(default_factory=list)
+    input: Annotated[list[str], positional, "texts, or files of pictures and clips; without any, lines are read from standard input"] = (
+        field(default_factory=list)
+    )
     beams: Annotated[int | None, "of a translator: beams of the search; 1 is greedy (default 4)"] = None
     length_penalty: Annotated[float | None, "of a translator: exponent of ((5 + length) / 6) that scores are divided by"] = None
     beam_groups: Annotated[int | None, "with --beams: they search in so many groups, which --diversity-penalty keeps apart"] = None
@@ -27,6 +29,8 @@ class Run:
     null_threshold: Annotated[float | None, "of a model that answers: no answer where that scores better by more"] = None
     max_answer_tokens: Annotated[int | None, "of a model that answers: tokens of the longest answer (default 30)"] = None
     similar: Annotated[str | None, "FILE", "of an embedding model: rank this file's lines by cosine, the --n-best (default 5) first"] = None
+    threshold: Annotated[float | None, "of a detector: show objects at least so probable (default 0.5)"] = None
+    draw: Annotated[str | None, "FOLDER", "of a detector: write each picture there, with its objects' boxes drawn on it"] = None
     max_new_tokens: Annotated[int | None, "of a model that writes: tokens it may add (a language model's default is 50)"] = None
     min_new_tokens: Annotated[int | None, "of a model that writes: tokens before it may end"] = None
     temperature: Annotated[float | None, "of a model that writes: above 0 it draws tokens, their scores divided by this"] = None
@@ -183,6 +187,7 @@ def biases_of(pairs: list[str]) -> dict[int, float]:
 # Fields that are options of a task, and those of them that are read: from a file, or from their words.
 OPTIONS = [
     *("beams", "length_penalty", "n_best", "max_new_tokens", "context", "null_threshold", "max_answer_tokens", "similar"),
+    *("threshold", "draw"),
     *("prefix", "task", "chat", "system", "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical", "seed", "n"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "logit_bias", "stop"),
     *("json_schema", "regex", "speculate", "beam_groups", "diversity_penalty", "target_prefix", "required"),

@@ -11,10 +11,10 @@ from plait.verbs.numbers import number_faults
 
 BUDGET = ("minutes", "steps", "epochs")
 POSITIVE = (*BUDGET, *"learning_rate warmup batch_tokens vocab_size accumulate average evaluations patience save_seconds threads".split())
-POSITIVE += ("tensor", "teacher_temperature")
+POSITIVE += ("tensor", "teacher_temperature", "size")
 # Task -> its module among plait.verbs.lessons.
 LESSONS = {"translation": "translation", "language-model": "language", "masked-lm": "masked"}
-LESSONS |= {name: name for name in ("classify", "tag", "answer", "embed")}
+LESSONS |= {name: name for name in ("classify", "tag", "answer", "embed", "detect")}
 # These may differ between a run and its resumption.
 FREE = {"out", "resume", "workers", "check", "threads", "quiet", "save_seconds", "parallel", "tensor", "tensorboard", "wandb"}
 
@@ -24,11 +24,13 @@ class Train:
     """Train a model on your own data, from files to a run folder."""
 
     task: Annotated[
-        Literal["translation", "language-model", "masked-lm", "classify", "tag", "answer", "embed"], positional, "what is learned"
+        Literal["translation", "language-model", "masked-lm", "classify", "tag", "answer", "embed", "detect"], positional, "what is learned"
     ]
     out: Annotated[Path, "RUN", "the run folder to make"]
     data: Annotated[
-        list[str], "FILES", "text, CSV, TSV, JSON lines or parquet, each also .gz; pairs also .po and .mo; or a built-in set's name"
+        list[str],
+        "FILES",
+        "text, CSV, TSV, JSON lines or parquet, each also .gz; pairs also .po and .mo; pictures; or a built-in set's name",
     ] = field(default_factory=list)
     valid: Annotated[list[str], "FILES", "for validation; default: some of the data is held out"] = field(default_factory=list)
     columns: Annotated[list[str], "NAME=COLUMN", "which column holds what, such as text=Body label=Topic; or numbers, from 1"] = field(
@@ -53,6 +55,8 @@ class Train:
     target_tokenizer: Annotated[str | None, "KIND", "for the answers, where it is to be another"] = None
     vocab_size: Annotated[int | None, "tokens of a bpe or unigram tokenizer; default: fitted to the data"] = None
     neighbours: Annotated[bool, "give the model the target of the most similar training source beside each source; kept in the run"] = False
+    size: Annotated[int | None, "PIXELS", "of pictures: the side that the model is given, of a detector the shorter side"] = None
+    augment: Annotated[str | None, "of pictures: what is changed by chance, such as none, digits, photographs, strong, boxes"] = None
     context: Annotated[int | None, "longest sequence in tokens; longer ones are cut, and counted (default 256)"] = None
     dropout: Annotated[float | None, "default: by the expected number of epochs"] = None
     smoothing: Annotated[float | None, "label smoothing; default: by the expected number of epochs"] = None
@@ -68,7 +72,9 @@ class Train:
         None
     )
     clip: Annotated[float, "largest gradient norm; 0: none"] = 1.0
-    batch_tokens: Annotated[int | None, "tokens a batch, both sides, padding counted; default: fitted to the data"] = None
+    batch_tokens: Annotated[
+        int | None, "tokens a batch, both sides, padding counted, or entries of pictures; default: fitted to the data"
+    ] = None
     accumulate: Annotated[int, "compute each batch in so many parts, to save memory; the gradient is the same"] = 1
     average: Annotated[int, "average the last so many evaluated weights at the end; 1: none"] = 1
     ema: Annotated[float | None, "decay of a moving average of the weights, such as 0.999: that is evaluated and kept"] = None

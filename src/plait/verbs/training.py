@@ -132,15 +132,16 @@ def finish(out: Path, net: Model, trainer: Trainer, state: State, say: Say) -> d
     keeper.wait()
     team.barrier()  # the first rank's files are read by all
     best, note = read_tensors(keeper.best)
-    chosen, valid_loss = f"step {note['step']}", state.best
+    chosen, valid_loss, figures = f"step {note['step']}", state.best, note.get("figures")
     trainer.average = trainer.judge.average = None  # its weights are those that were kept
     if (mean := keeper.mean(last) if last > 1 else None) is not None:
         filled(net.state_dict(), mean, keeper.folder)
         if (averaged := trainer.valid_loss()) < valid_loss:
-            best, chosen, valid_loss = mean, f"the average of the last {last} evaluations", averaged
+            best, chosen, valid_loss, figures = mean, f"the average of the last {last} evaluations", averaged, None
     filled(net.state_dict(), best, keeper.best)
-    with trainer.judge.judging():
-        figures = trainer.judge.figures()
+    if figures is None:
+        with trainer.judge.judging():
+            figures = trainer.judge.figures()
     if team.first:
         write_tensors(out / runs.WEIGHTS, best, {"chosen": chosen})
         from plait.train.curves import draw_curves

@@ -1,4 +1,4 @@
-"""The initialisers of an ONNX file: names and places at once, a tensor when it is asked for. The graph is not read.
+"""The initialisers of an ONNX file: names and places at once, a tensor when it is asked for. Of the graph, only what is multiplied by what.
 
 Numbers of fields and types are those of onnx.proto; the wire format is protobuf's, of which a walk over length-delimited fields is all
 that is needed.
@@ -26,7 +26,8 @@ DTYPES = {
 }  # fmt: skip
 UNREAD = {8: "STRING", 15: "COMPLEX128", 18: "FLOAT8E4M3FNUZ", 20: "FLOAT8E5M2FNUZ", 21: "UINT4", 22: "INT4", 23: "FLOAT4E2M1"}
 VARINTS = (INTS, LONGS, UNSIGNED)
-GRAPH, INITIALIZER = 7, 5  # of ModelProto; of GraphProto
+GRAPH, NODE, INITIALIZER = 7, 1, 5  # of ModelProto; of GraphProto
+INPUT, OUTPUT, KIND = 1, 2, 4  # of NodeProto
 DIMS, TYPE, NAME, RAW, EXTERNAL, LOCATION = 1, 2, 8, 9, 13, 14  # of TensorProto
 LONGEST = 4096  # bytes of a name
 
@@ -42,7 +43,8 @@ class Place(NamedTuple):
 class OnnxFile:
     """One ONNX file with what it keeps in files beside it. A tensor is read in the dtype it is stored in; `metadata` is empty.
 
-    Exporters may rename what they transposed or merged (`onnx::MatMul_123`): only names that were kept are those of the model.
+    Exporters may rename what they transposed or merged (`onnx::MatMul_123`): only names that were kept are those of the model, which
+    for a weight its bias may tell (`biases`).
     """
 
     metadata: Mapping[str, Any] = {}
@@ -88,6 +90,24 @@ class OnnxFile:
         if dtype == torch.bool and bool((data > 1).any()):
             raise self._broken([f"{shown(name)} is BOOL and has bytes other than 0 and 1"])
         return data.view(dtype).reshape(shape)
+
+    def biases(self) -> dict[str, str]:
+        """Weight -> bias of each product x W + b of the graph, where both are tensors of the file; W is [d_in, d_out]."""
+        try:
+            with open(self.path, "rb") as file:
+                walk = Walk(file)
+                graphs = [span for field, span in walk.fields((0, self._bytes.size)) if field == GRAPH]
+                nodes = [walk.node(span) for graph in graphs for field, span in walk.fields(_message(graph)) if field == NODE]
+        except (OSError, ValueError) as error:
+            raise self._broken([str(error)]) from None
+        products = {out: name for kind, inputs, (out, *_) in nodes if kind == "MatMul" for name in inputs[1:] if name in self._places}
+        found = {}
+        for kind, inputs, _ in nodes:
+            weights = [products[name] for name in inputs if name in products]
+            biases = [name for name in inputs if name in self._places]
+            if kind == "Add" and len(weights) == len(biases) == 1:
+                found[weights[0]] = biases[0]
+        return found
 
     def _placed(self, entry: "Entry") -> Place:
         if entry.name in self._places:
@@ -201,6 +221,14 @@ class Walk:
             elif field in (RAW, FLOATS, DOUBLES, *VARINTS):
                 data.setdefault(field, []).append(_message(value))
         return Entry(name, dims, kind, data, external if outside else None)
+
+    def node(self, span: Value) -> tuple[str, list[str], list[str]]:
+        """(what it computes, names of its inputs, of its outputs) of one NodeProto."""
+        said: dict[int, list[str]] = {INPUT: [], OUTPUT: [], KIND: []}
+        for field, value in self.fields(_message(span)):
+            if field in said:
+                said[field].append(self.text(value))
+        return "".join(said[KIND]), said[INPUT], said[OUTPUT] or [""]
 
     def numbers(self, span: tuple[int, int]) -> list[int]:
         """Packed numbers; a shape has few, so many are a fault."""

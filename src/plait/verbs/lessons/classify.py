@@ -182,6 +182,10 @@ def encoded(rows: Sequence[Text], labels: Labels, tokenizer: LoadedTokenizer, lo
 
 
 def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
+    from plait.verbs.lessons import pictures
+
+    if kind := pictures.kind_in(verb.data):
+        return pictures.lesson(verb, saved, say, kind)
     rows = read_rows_of(verb.data, verb.valid, verb.seed, reader(verb.columns), lambda row: row.key, lambda row: row.stratum, say)
     labels = Labels.of(saved["answers"]) if saved else Labels.seen(rows.train)
     for line in balance(rows.train, labels):
@@ -228,6 +232,10 @@ def given(scores: torch.Tensor, labels: Labels) -> np.ndarray:
 
 def score(verb: Eval, ready: Any) -> dict[str, Any]:
     """`plait eval` of a classifier, beside the most frequent label and a linear model of word weights."""
+    if ready.net.takes(ready.net.towers[0]) != "ids":
+        from plait.verbs.lessons import pictures
+
+        return pictures.score(verb, ready)
     reporter, train = Reporter(), trained_by(ready)
     labels = Labels(ready.problem, tuple(ready.labels))
     read = reader(train.columns if train else ())

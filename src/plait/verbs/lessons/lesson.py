@@ -14,7 +14,7 @@ from plait.errors import InputError, choices
 from plait.tasks.objective import Objective
 from plait.train import sizing
 from plait.train.parallel import together
-from plait.train.recipes import LANGUAGE, MODERN, SCRATCH, TUNING, Recipe, paper
+from plait.train.recipes import LANGUAGE, MODERN, SCRATCH, Recipe, paper, tuning
 from plait.verbs.train import Train
 
 Say = Callable[[str], None]
@@ -55,7 +55,7 @@ class Choice:
 def usual_recipe(arch: str, config: Mapping[str, Any], released: bool = False) -> Recipe:
     """What a model is trained by where the user does not say."""
     if released:
-        return TUNING
+        return tuning(config.get("d_model", 768))
     if arch == "vaswani":
         return paper(config["d_model"])
     if arch == "modern-decoder":
@@ -68,14 +68,14 @@ def presets_of(fits: Callable[[str], bool]) -> dict[str, tuple[str, dict[str, An
     return {f"{arch}-{size}": (arch, dict(c)) for arch, page in models.PAGES.items() if fits(arch) for size, c in page.PRESETS.items()}
 
 
-def has_towers(towers: tuple[str, ...]) -> Callable[[str], bool]:
-    """Whether a page is a model of these towers with one vocabulary."""
+def has_towers(towers: tuple[str, ...], takes: str = "ids") -> Callable[[str], bool]:
+    """Whether a page is a model of these towers, the first of which is given ids (of one vocabulary), "pixels" or "clips"."""
 
     def fits(arch: str) -> bool:
         page = models.PAGES[arch]
         with torch.device("meta"):
             tiny = page.build(page.Config(**{**page.PRESETS["tiny"], **models.vocabulary(arch, 8, 8)}))
-        return tiny.towers == towers and not models.of_pairs(arch)
+        return tiny.towers == towers and tiny.takes(towers[0]) == takes and not models.of_pairs(arch)
 
     return fits
 

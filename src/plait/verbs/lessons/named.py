@@ -13,9 +13,9 @@ def files_of(names: Sequence[str], say: Say, part: Part = "train") -> list[str]:
     found = []
     for name in names:
         if is_set(name):
-            text, suffix, _ = written(name, part)
+            data, suffix, _ = written(name, part)
             path = cache_dir() / "sets" / f"{name.replace(':', '-')}.{part}{suffix}"
-            write_atomically(path, text.encode())
+            write_atomically(path, data)
             say(f"built-in set {name}, its {part} part: {path}")
             name = str(path)
         found.append(name)

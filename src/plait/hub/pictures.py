@@ -1,0 +1,224 @@
+"""Models of pictures and clips that are ready: their labels, vectors, and boxes around objects."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from plait.core.heads import pooled
+from plait.core.stream import Stream
+from plait.errors import InputError
+from plait.hub.labels import labels_of, problem_of
+from plait.hub.ready import Parts, Ready, Row
+from plait.media.preparing import Preparation
+from plait.tasks.detecting import answers, outputs
+from plait.tasks.encoding import nearest
+from plait.tasks.labels import Classified, classified
+from plait.text.special import read_object
+
+FILE = "preprocessor_config.json"
+AT_ONCE = 8  # pictures in one batch: more are no faster on a CPU, and take memory
+MOST = 100  # objects of a picture
+LIKELY = 0.5  # how probable an object must be to be shown
+
+
+def preparation_in(folder: Path, processor: str) -> Preparation | None:
+    """What a checkpoint or a run does to pixels, as its file says; None where there is no such file."""
+    path = folder / FILE
+    return Preparation.of(read_object(path, f"the object of a {FILE}"), processor, str(path)) if path.exists() else None
+
+
+class PictureModel(Ready):
+    """Called with a picture or a list of them: a file's name, its bytes, a PIL image, or np.uint8 [H, W, 3].
+
+    A model of clips takes videos: a file's name, a folder of frames, or np.uint8 [T, H, W, 3].
+    """
+
+    @property
+    def clips(self) -> bool:
+        return self.net.takes(self.net.towers[0]) == "clips"
+
+    @property
+    def prepare(self) -> Preparation:
+        if self.parts.preparation is None:
+            raise InputError(f"{self.parts.folder}: has no {FILE}, so this model takes pixels (`logits`), not pictures; add the file")
+        return self.parts.preparation
+
+    def preparation(self) -> dict[str, str]:
+        said = "pixels, there is no " + FILE if self.parts.preparation is None else str(self.parts.preparation.written())
+        return {"input": said}
+
+    def read(self, source: Any) -> np.ndarray:
+        """np.uint8 [H, W, 3] of a picture, or [T, H, W, 3] of a clip."""
+        if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3 + self.clips and source.shape[-1] == 3:
+            return source
+        if self.clips:
+            from plait.media.clips import read_clip
+
+            return read_clip(source, self.parts.settings.frames)
+        from plait.media.pictures import read_picture
+
+        return read_picture(source)
+
+    def batches(self, sources: Sequence[Any]) -> Iterator[tuple[Stream, torch.Tensor]]:
+        """Streams of a few pictures each, in their order, and how large [B, 2] these were."""
+        device = next(self.net.parameters()).device
+        for start in range(0, len(sources), AT_ONCE):
+            pictures = [self.read(source) for source in sources[start : start + AT_ONCE]]
+            pixels, real = self.prepare.batch(pictures)
+            sizes = torch.tensor([picture.shape[-3:-1] for picture in pictures])
+            yield Stream(torch.from_numpy(pixels).to(device), real=None if real is None else torch.from_numpy(real).to(device)), sizes
+
+    @torch.inference_mode()
+    def logits(self, pixels: Any) -> Any:  # type: ignore[override]
+        """What the head says of prepared pixels, float32 [B, 3, H, W] (clips [B, T, 3, H, W]); of a bare model hidden vectors."""
+        given = torch.as_tensor(np.asarray(pixels, np.float32))
+        wanted = 5 if self.clips else 4
+        if given.dim() != wanted:
+            raise InputError(f"pixels of shape {list(given.shape)}: expected {'[B, T, 3, H, W]' if self.clips else '[B, 3, H, W]'}")
+        return self.said(Stream(given.to(next(self.net.parameters()).device)))
+
+    def said(self, stream: Stream) -> Any:
+        """Scores of the head as numpy."""
+        s = self.net(stream)[self.net.towers[0]]
+        for head in self.net.heads.values():
+            return head(pooled(head, s)).float().cpu().numpy()
+        return s.x.float().cpu().numpy()
+
+
+def given_as_list(given: Any) -> tuple[list[Any], bool]:
+    """(pictures, whether it was one alone)"""
+    one = not isinstance(given, list | tuple)
+    return ([given] if one else list(given)), one
+
+
+class ClassifyPictures(PictureModel):
+    """Labels of a picture or a clip: `Classified`."""
+
+    task = "classify"
+
+    def __init__(self, parts: Parts):
+        super().__init__(parts)
+        self.labels = labels_of(self.config)
+        self.problem = problem_of(self.config, len(self.labels))
+
+    @torch.inference_mode()
+    def classify(self, sources: Sequence[Any]) -> list[Classified]:
+        return [classified(torch.from_numpy(row), self.labels, self.problem) for s, _ in self.batches(sources) for row in self.said(s)]
+
+    def __call__(self, picture: Any) -> Any:
+        pictures, one = given_as_list(picture)
+        return self.classify(pictures)[0] if one else self.classify(pictures)
+
+    def rows(self, texts: Sequence[str], first: int = 1) -> list[Row]:
+        """(line, JSON) of each file, for the command line."""
+        found = self.classify(texts)
+        return [("\t".join(f"{n}\t{c.scores[n]:.4f}" for n in c.labels), {"labels": list(c.labels), "scores": c.scores}) for c in found]
+
+
+class EmbedPictures(PictureModel):
+    """Pictures to vectors: a float32 array [N, D], of the class token."""
+
+    task = "embed"
+
+    @torch.inference_mode()
+    def embed(self, sources: Sequence[Any]) -> np.ndarray:
+        tower = self.net.towers[0]
+        found = [self.net(s)[tower].x[:, 0].float().cpu().numpy() for s, _ in self.batches(sources)]
+        return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
+
+    def __call__(self, picture: Any) -> Any:
+        pictures, one = given_as_list(picture)
+        return self.embed(pictures)[0] if one else self.embed(pictures)
+
+    def similar(self, queries: Any, pictures: Sequence[Any], n_best: int = 5) -> Any:
+        """The `n_best` of `pictures` for each query, nearest by cosine first."""
+        asked, one = given_as_list(queries)
+        if not pictures:
+            raise InputError("there are no pictures to compare with; give at least one")
+        found = nearest(self.embed(asked), self.embed(pictures), [str(p) for p in pictures], n_best)
+        return found[0] if one else found
+
+    def said(self, stream: Stream) -> Any:
+        return self.net(stream)[self.net.towers[0]].x.float().cpu().numpy()
+
+    def rows(self, texts: Sequence[str], first: int = 1, similar: Sequence[str] | None = None, n_best: int | None = None) -> list[Row]:
+        """(line, JSON) of each file, for the command line: its vector, or which of the files `similar` are nearest."""
+        if similar is not None:
+            ranked = self.similar(list(texts), similar, n_best or 5) if texts else []
+            return [("\n".join(f"{f.score:.4f}\t{f.text}" for f in one), {"similar": [vars(f) for f in one]}) for one in ranked]
+        if n_best is not None:
+            raise InputError(f"n_best {n_best}: a picture has one vector; n_best goes with pictures to compare it with (--similar FILE)")
+        return [(" ".join(f"{x:.6g}" for x in v), {"embedding": [float(x) for x in v]}) for v in self.embed(texts)]
+
+
+@dataclass(frozen=True)
+class Object:
+    """Something on a picture: `box` is x0, y0, x1, y1 in pixels of the picture as it was read."""
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+class DetectPictures(PictureModel):
+    """The objects on a picture, the surest first: a list of `Object`."""
+
+    task = "detect"
+
+    def __init__(self, parts: Parts):
+        super().__init__(parts)
+        self.labels = labels_of(self.config)
+
+    @torch.inference_mode()
+    def detect(self, sources: Sequence[Any], threshold: float = LIKELY) -> list[list[Object]]:
+        found = []
+        for stream, sizes in self.batches(sources):
+            scores, boxes = outputs(self.net, stream, self.parts.settings.n_queries)
+            for f in answers(scores[-1], boxes[-1], sizes, threshold, MOST):
+                rows = zip(f.labels, f.scores, f.boxes, strict=True)
+                found.append([Object(self.labels[n], float(score), tuple(map(float, box))) for n, score, box in rows])
+        return found
+
+    def __call__(self, picture: Any, threshold: float = LIKELY) -> Any:
+        pictures, one = given_as_list(picture)
+        return self.detect(pictures, threshold)[0] if one else self.detect(pictures, threshold)
+
+    def said(self, stream: Stream) -> Any:
+        """(scores [B, N, C + 1], boxes [B, N, 4] as cx cy w h in 0..1)"""
+        scores, boxes = outputs(self.net, stream, self.parts.settings.n_queries)
+        return scores[-1].cpu().numpy(), boxes[-1].cpu().numpy()
+
+    def drawn(self, picture: Any, found: Sequence[Object]) -> np.ndarray:
+        """np.uint8 [H, W, 3] with the objects' boxes on it."""
+        from plait.media.boxes import drawn
+
+        boxes = np.array([one.box for one in found], np.float32).reshape(-1, 4)
+        return drawn(self.read(picture), boxes, [one.label for one in found], [one.score for one in found], self.labels)
+
+    def rows(self, texts: Sequence[str], first: int = 1, threshold: float = LIKELY, draw: str | None = None) -> list[Row]:
+        """(line, JSON) of each file, for the command line: a line an object; with `draw` pictures with boxes go into that folder."""
+        rows = list[Row]()
+        for number, (text, found) in enumerate(zip(texts, self.detect(texts, threshold), strict=True), first):
+            if draw is not None:
+                from plait.media.pictures import pillow
+
+                path = Path(draw) / f"{number:04}-{Path(text).stem}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pillow().fromarray(self.drawn(text, found)).save(path)
+            lines = [f"{one.label}\t{one.score:.4f}\t" + "\t".join(f"{x:.1f}" for x in one.box) for one in found]
+            rows.append(("\n".join(lines), {"objects": [vars(one) for one in found]}))
+        return rows
+
+
+PICTURES: dict[str, type[Ready]] = {  # by the name of the head
+    "classify": ClassifyPictures,
+    "pool": EmbedPictures,
+    "none": EmbedPictures,
+    "detect": DetectPictures,
+}
+# Of which kind a preprocessor_config.json is that does not say so, by the page's head.
+PROCESSORS = {"detect": "DetrImageProcessor"}

@@ -1,0 +1,157 @@
+"""What a run on pictures begins from: nothing but its data, or the weights of another model; and what its lesson is made of."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plait import models
+from plait.core.model import Model
+from plait.core.pixels import GridPositions
+from plait.data.picture_feed import Pictures
+from plait.errors import InputError
+from plait.hub import load
+from plait.hub.pictures import FILE, preparation_in
+from plait.media.preparing import Exactly, Preparation
+from plait.tasks.objective import Objective
+from plait.train.checkpoints import write_json
+from plait.verbs.lessons.beginning import described, transferred
+from plait.verbs.lessons.lesson import Choice, Lesson, Say, choose, has_towers, presets_of, usual_recipe
+from plait.verbs.train import Train
+
+CHECKED = 16  # pictures of a batch of evaluation
+PATCHES = ((64, 4), (128, 8))  # up to this side, patches of so many pixels; larger pictures have patches of 16
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """What a task wants of its model: towers, what the first of them is given, the page to take where the user names none, settings of
+    its config; from scratch the preparation of pictures and the side they have then; and how many pictures there are."""
+
+    towers: tuple[str, ...]
+    takes: str
+    usual: str
+    settings: Mapping[str, Any]
+    preparation: Preparation
+    side: int
+    pictures: int
+
+
+@dataclass
+class Sight:
+    """The model's description, what is done to pictures, what fills in its first weights (None: they are drawn)."""
+
+    choice: Choice
+    preparation: Preparation
+    released: bool = False
+    start: Callable[[Model], None] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def side(self) -> int | None:
+        """Pixels of the square that a picture becomes; None where its shape stays."""
+        size = self.preparation.size
+        if self.preparation.crop is not None:
+            return self.preparation.crop[0]
+        return size.height if isinstance(size, Exactly) else None
+
+
+def patch_of(side: int) -> int:
+    return next((patch for most, patch in PATCHES if side <= most), 16)
+
+
+def begin(verb: Train, saved: Mapping[str, Any] | None, want: Seeing, say: Say) -> Sight:
+    """Of a resumed run, from `--model`, or from scratch."""
+    if saved is not None:
+        kept = preparation_in(verb.out, want.preparation.processor)
+        if kept is None:
+            raise InputError(f"{verb.out}: lacks {FILE}, which says what is done to pictures: it was removed")
+        return Sight(Choice.of(saved), kept, verb.model is not None)
+    if verb.tokenizer or verb.vocab_size:
+        raise InputError("pictures have no tokens: leave out --tokenizer and --vocab-size")
+    return of_model(verb, want, say) if verb.model is not None else from_scratch(verb, want, say)
+
+
+def from_scratch(verb: Train, want: Seeing, say: Say) -> Sight:
+    def told(arch: str) -> dict[str, Any]:
+        known = {f.name for f in fields(models.PAGES[arch].Config)}
+        wanted = {"image_size": want.side, "patch": patch_of(want.side), **want.settings}
+        return {name: value for name, value in wanted.items() if name in known}
+
+    entries = max(1, (want.side // patch_of(want.side)) ** 2) * want.settings.get("frames", 1)
+    choice = choose(verb, presets_of(has_towers(want.towers, want.takes)), want.usual, told, want.pictures * entries, say)
+    say(f"pictures become {want.side} x {want.side} pixels")
+    return Sight(replace(choice, batch_tokens=max(1, choice.batch_tokens // entries)), want.preparation)
+
+
+def of_model(verb: Train, want: Seeing, say: Say) -> Sight:
+    """From a released checkpoint or a run: its page and preparation, its settings but for the head and a --size, its weights where names
+    and shapes agree; a table of positions is interpolated for another size."""
+    assert verb.model is not None
+    if verb.preset:
+        raise InputError("--model brings its own size: leave out --preset")
+    ready = load(verb.model)
+    net = ready.net
+    if net.towers != want.towers or net.takes(net.towers[0]) != want.takes:
+        has = f"{' and '.join(net.towers)} of {net.takes(net.towers[0])}"
+        raise InputError(
+            f"--model {verb.model}: has {has}, and {verb.task} of these data trains {' and '.join(want.towers)} of {want.takes}"
+        )
+    arch, config = described(ready)
+    known = {f.name for f in fields(models.PAGES[arch].Config)}
+    if missing := sorted(set(want.settings) - known - {"frames"}):
+        raise InputError(f"--model {verb.model}: the page {arch} has no {', '.join(missing)}, which {verb.task} needs")
+    wanted = {**config, **{name: value for name, value in want.settings.items() if name != "frames"}}
+    preparation = ready.parts.preparation or want.preparation
+    if verb.size and "image_size" in known:
+        wanted["image_size"] = verb.size
+        preparation = replace(preparation, size=Exactly(verb.size, verb.size), crop=None)
+    if verb.dropout is not None and "dropout" in known:
+        wanted["dropout"] = verb.dropout
+    weights = {name: p.detach() for name, p in net.state_dict().items()}
+
+    def start(made: Model) -> None:
+        resized = positions_from(net, made)
+        kept, new = transferred(made, {**weights, **resized})
+        told = f"; interpolated: {', '.join(resized)}" if resized else ""
+        say(f"started from {verb.model}: {kept} tensors taken{told}" + (f"; new: {', '.join(new)}" if new else ""))
+
+    rows = max(1, (verb.batch_tokens or 32 * 196) // 196)
+    say(f"{verb.model}: page {arch}, {want.pictures:,} pictures, {rows} a batch")
+    return Sight(Choice(arch, wanted, rows, verb.smoothing or 0.0), preparation, True, start)
+
+
+def positions_from(net: Model, made: Model) -> dict[str, torch.Tensor]:
+    """Tables of positions for the new model's grid, interpolated from the old one's."""
+    old, found = dict(net.named_modules()), {}
+    for name, part in made.named_modules():
+        was = old.get(name)
+        if isinstance(part, GridPositions) and isinstance(was, GridPositions) and part.grid != was.grid and part.before == was.before:
+            found[f"{name}.weight"] = was.resized(*part.grid).detach()
+    return found
+
+
+def picture_lesson(start: Sight, objective: Objective, sides: Sequence[Pictures[Any]], seed: int, answers: dict[str, Any]) -> Lesson:
+    """`sides` are those to learn from and to validate on; `answers` is what the run's config.json says for answering."""
+    choice = start.choice
+    feed, checks = sides[0].feed(choice.batch_tokens, seed), sides[1].feed(CHECKED)
+
+    def keep(folder: Path) -> None:
+        write_json(folder / FILE, start.preparation.written())
+
+    digest = hashlib.sha256(f"{feed.fingerprint} {checks.fingerprint}".encode()).hexdigest()[:16]
+    return Lesson(
+        choice.arch,
+        choice.config,
+        objective,
+        feed,
+        checks.rereading(),
+        digest,
+        keep,
+        usual_recipe(choice.arch, choice.config, start.released),
+        {"batch_tokens": choice.batch_tokens, "smoothing": choice.smoothing, "max_length": None, "answers": answers},
+        start.start,
+    )
