@@ -309,7 +309,7 @@ def trial_of(patient: Patient) -> Trial:
 def test_padding_that_leaks():
     patient = classifier()
     assert not named(model_symptoms.padding_leak(patient, trial_of(patient)))
-    patient.objective.hidden = lambda net, batch: net(encoder=batch.ids)["encoder"].x  # type: ignore[method-assign]
+    patient.objective.read = lambda net, batch: net(encoder=batch.ids)["encoder"]  # type: ignore[method-assign]
     assert not bool(patient.small.real.all())
     assert "leak" in named(model_symptoms.padding_leak(patient, trial_of(patient)))["rows apart"]
 

@@ -65,13 +65,19 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], str]:
         elif o["job"] == "generate":
             from plait.bench import generate_cases, generate_speed
 
-            cases = [*generate_cases.CASES, generate_cases.COLD]
-            if unknown := [name for name in o["cases"] if name not in cases]:
-                raise InputError(f"--cases {' '.join(unknown)}: choose among {choices(cases)}")
+            cases = cased(o, [*generate_cases.CASES, generate_cases.COLD])
             only = contestants(o["only"], [], [*generate_cases.ENTRANTS])
-            done = generate_speed.run(o["cases"] or cases, only, o["rounds"] or (1 if o["quick"] else 5), folder, o["threads"], o["quick"])
+            done = generate_speed.run(cases, only, o["rounds"] or (1 if o["quick"] else 5), folder, o["threads"], o["quick"])
             found["dtype"] = "as its name says, else float32"
             table = generate_speed.shown(done)
+        elif o["job"] == "vision":
+            from plait.bench import vision_speed
+
+            cases = cased(o, [*vision_speed.CASES])
+            only = contestants(o["only"], [], [*vision_speed.ENTRANTS])
+            done = vision_speed.run(cases, only, o["rounds"] or (1 if o["quick"] else 5), folder, o["threads"])
+            found["dtype"] = "as its name says, else float32"
+            table = vision_speed.shown(done)
         elif o["job"] == "small-weights":
             from plait.bench import small_weights
 
@@ -95,6 +101,12 @@ def shaped(o: dict[str, Any], usual: str, known: Mapping[str, Any]) -> str:
     if (name := o["shape"] or usual) not in known:
         raise InputError(f"--shape {name}: choose {choices(known)}")
     return name
+
+
+def cased(o: dict[str, Any], known: list[str]) -> list[str]:
+    if unknown := [name for name in o["cases"] if name not in known]:
+        raise InputError(f"--cases {' '.join(unknown)}: choose among {choices(known)}")
+    return o["cases"] or known
 
 
 def contestants(given: list[str], usual: list[str], known: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ class Bench:
     """Time and score Plait against named peers, in turn, on this machine."""
 
     job: Annotated[
-        Literal["train", "learning", "train-speed", "translate-speed", "quality", "start", "generate", "small-weights"],
+        Literal["train", "learning", "train-speed", "translate-speed", "quality", "start", "generate", "small-weights", "vision"],
         positional,
         "what is done",
     ]
@@ -24,7 +24,8 @@ class Bench:
         list[str], "NAMES", "these contestants alone: plait, marian, trainer, torch, generate, ctranslate2, llama.cpp q8_0 ..."
     ] = field(default_factory=list)
     rounds: Annotated[
-        int | None, "turns a contestant; default 20 for train-speed, 5 for train, translate-speed and generate, 3 for learning and start"
+        int | None,
+        "turns a contestant; default 20 for train-speed, 5 for train, translate-speed, generate and vision, 3 for learning and start",
     ] = None
     shape: Annotated[
         str | None,
@@ -36,9 +37,13 @@ class Bench:
     beams: Annotated[list[int], "of translate-speed: widths of the beam"] = field(default_factory=lambda: [4, 1])
     model: Annotated[str, "of start: a causal language model"] = "smollm2"
     cases: Annotated[
-        list[str], "NAMES", "of generate: gpt2, gpt2-16, gpt2-prefill, smollm2, translate, speculative, cold; default: all"
+        list[str],
+        "NAMES",
+        "of generate: gpt2, gpt2-16, gpt2-prefill, smollm2, translate, speculative, cold; of vision: vit, vit-8, detr, detr-8",
     ] = field(default_factory=list)
-    quick: Annotated[bool, "of generate, train and learning: a few tokens or steps, one round, to see that all contestants run"] = False
+    quick: Annotated[bool, "of generate, train, learning and vision: few tokens or steps, one round, to see that all contestants run"] = (
+        False
+    )
     data: Annotated[str, "of quality and small-weights: a built-in set"] = "cmudict"
     minutes: Annotated[float, "of quality: wall time of each contestant, from its start; of small-weights: of each model"] = 5.0
     run_folder: Annotated[Path | None, "RUN", "of quality and small-weights: a run of ours that is trained already"] = None

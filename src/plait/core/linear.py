@@ -161,13 +161,15 @@ class _Project(torch.autograd.Function):
 def project(x: Float[Tensor, "... d_in"], *layers: nn.Module) -> Sequence[Tensor]:
     """Each layer applied to the same x; plain `Linear`s share one matrix product, whatever else stands there is called by itself.
 
-    Joining the weights costs one copy of them, which is small beside the product from a few dozen rows on; below that
-    (single-token decoding) reading the weights is the whole cost and they are left where they are.
+    On a CPU that is for learning alone, where one product of the way back saves more than a copy of the weights costs. Elsewhere the
+    copy is small beside the product from a few dozen rows on; below that reading the weights is the whole cost.
     """
     joined = [layer for layer in layers if isinstance(layer, Linear) and plain(layer) and layer.packed is None]
     if len(joined) < len(layers) or len(layers) < 2 or x.numel() < MANY * x.shape[-1]:
         return [layer(x) for layer in layers]
-    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu"):
+    if x.device.type == "cpu" and not torch.is_grad_enabled():
+        return [layer(x) for layer in layers]
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu"):
         found = _Project.apply(x.flatten(0, -2), *[part for layer in joined for part in (layer.weight, layer.bias)])
         return [y.view(*x.shape[:-1], -1) for y in found]  # type: ignore[union-attr]
     widths = [layer.weight.shape[0] for layer in joined]

@@ -47,13 +47,3 @@ def load(name: str | Path | Sequence[str | Path], device: str = "cpu", bits: int
     if exact:
         exactly(model.net)
     return model
-
-
-def load_translator(name: str | Path) -> Any:
-    """As `load`, for what is built for translators alone so far; InputError for another model."""
-    from plait.errors import InputError
-
-    model = load(name)
-    if model.task != "translation":
-        raise InputError(f"{name}: its task is {model.task}; this verb knows runs of translation so far")
-    return model

@@ -120,6 +120,8 @@ def export_onnx(net: Model, folder: Path) -> list[Path]:
     kinds = {("encoder",): _encoder, ("decoder",): _decoder, ("encoder", "decoder"): _pair}
     if net.towers not in kinds:
         raise InputError(f"towers {', '.join(net.towers)}: exported are models of an encoder, of a decoder, and of both")
+    if (given := net.takes(net.towers[0])) != "ids":
+        raise InputError(f"a model of {given}: exported are models that read ids")
     if next(net.parameters()).dtype != torch.float32:
         raise InputError(f"its weights are {next(net.parameters()).dtype}: exported are models in float32, which --dtype f32 makes of it")
     net = _exportable(net)

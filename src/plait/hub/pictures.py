@@ -58,7 +58,7 @@ class PictureModel(Ready):
         if self.clips:
             from plait.media.clips import read_clip
 
-            return read_clip(source, self.parts.settings.frames)
+            return read_clip(source, self.parts.settings.frames)  # type: ignore[arg-type]
         from plait.media.pictures import read_picture
 
         return read_picture(source)
@@ -72,17 +72,26 @@ class PictureModel(Ready):
             sizes = torch.tensor([picture.shape[-3:-1] for picture in pictures])
             yield Stream(torch.from_numpy(pixels).to(device), real=None if real is None else torch.from_numpy(real).to(device)), sizes
 
-    @torch.inference_mode()
     def logits(self, pixels: Any) -> Any:  # type: ignore[override]
         """What the head says of prepared pixels, float32 [B, 3, H, W] (clips [B, T, 3, H, W]); of a bare model hidden vectors."""
-        given = torch.as_tensor(np.asarray(pixels, np.float32))
-        wanted = 5 if self.clips else 4
-        if given.dim() != wanted:
-            raise InputError(f"pixels of shape {list(given.shape)}: expected {'[B, T, 3, H, W]' if self.clips else '[B, 3, H, W]'}")
+        wanted = "[B, T, 3, H, W]" if self.clips else "[B, 3, H, W]"
+        try:
+            given = torch.from_numpy(np.array(pixels, np.float32))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"pixels are no numbers in rows of one length ({error}); expected {wanted}") from None
+        if given.dim() != 4 + self.clips or not given.numel():
+            raise InputError(f"pixels of shape {list(given.shape)}: expected {wanted}")
         return self.said(Stream(given.to(next(self.net.parameters()).device)))
 
+    @torch.inference_mode()
     def said(self, stream: Stream) -> Any:
-        """Scores of the head as numpy."""
+        """Scores of the head as numpy; InputError where the model does not take pictures of this shape."""
+        try:
+            return self.scored(stream)
+        except ValueError as error:
+            raise InputError(f"{self.parts.folder}: {error}") from None
+
+    def scored(self, stream: Stream) -> Any:
         s = self.net(stream)[self.net.towers[0]]
         for head in self.net.heads.values():
             return head(pooled(head, s)).float().cpu().numpy()
@@ -105,7 +114,6 @@ class ClassifyPictures(PictureModel):
         self.labels = labels_of(self.config)
         self.problem = problem_of(self.config, len(self.labels))
 
-    @torch.inference_mode()
     def classify(self, sources: Sequence[Any]) -> list[Classified]:
         return [classified(torch.from_numpy(row), self.labels, self.problem) for s, _ in self.batches(sources) for row in self.said(s)]
 
@@ -124,10 +132,8 @@ class EmbedPictures(PictureModel):
 
     task = "embed"
 
-    @torch.inference_mode()
     def embed(self, sources: Sequence[Any]) -> np.ndarray:
-        tower = self.net.towers[0]
-        found = [self.net(s)[tower].x[:, 0].float().cpu().numpy() for s, _ in self.batches(sources)]
+        found = [self.said(stream)[:, 0] for stream, _ in self.batches(sources)]
         return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
 
     def __call__(self, picture: Any) -> Any:
@@ -142,7 +148,7 @@ class EmbedPictures(PictureModel):
         found = nearest(self.embed(asked), self.embed(pictures), [str(p) for p in pictures], n_best)
         return found[0] if one else found
 
-    def said(self, stream: Stream) -> Any:
+    def scored(self, stream: Stream) -> Any:
         return self.net(stream)[self.net.towers[0]].x.float().cpu().numpy()
 
     def rows(self, texts: Sequence[str], first: int = 1, similar: Sequence[str] | None = None, n_best: int | None = None) -> list[Row]:
@@ -173,21 +179,20 @@ class DetectPictures(PictureModel):
         super().__init__(parts)
         self.labels = labels_of(self.config)
 
-    @torch.inference_mode()
     def detect(self, sources: Sequence[Any], threshold: float = LIKELY) -> list[list[Object]]:
         found = []
         for stream, sizes in self.batches(sources):
-            scores, boxes = outputs(self.net, stream, self.parts.settings.n_queries)
-            for f in answers(scores[-1], boxes[-1], sizes, threshold, MOST):
+            scores, boxes = map(torch.from_numpy, self.said(stream))
+            for f in answers(scores, boxes, sizes, threshold, MOST):
                 rows = zip(f.labels, f.scores, f.boxes, strict=True)
-                found.append([Object(self.labels[n], float(score), tuple(map(float, box))) for n, score, box in rows])
+                found.append([Object(self.labels[n], float(score), (*map(float, box),)) for n, score, box in rows])  # type: ignore[arg-type]
         return found
 
     def __call__(self, picture: Any, threshold: float = LIKELY) -> Any:
         pictures, one = given_as_list(picture)
         return self.detect(pictures, threshold)[0] if one else self.detect(pictures, threshold)
 
-    def said(self, stream: Stream) -> Any:
+    def scored(self, stream: Stream) -> Any:
         """(scores [B, N, C + 1], boxes [B, N, 4] as cx cy w h in 0..1)"""
         scores, boxes = outputs(self.net, stream, self.parts.settings.n_queries)
         return scores[-1].cpu().numpy(), boxes[-1].cpu().numpy()

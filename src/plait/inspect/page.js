@@ -19,7 +19,7 @@ async function unpack(v) { // the twin of unpack() in page.py
   v.weights = new Float32Array(n);
   for (let i = 0; i < n; i++) v.weights[i] = ((plain[i] | plain[n + i] << 8) / DATA.levels) ** 2;
   v.Q = v.queries.length; v.K = v.keys.length; v.size = v.Q * v.K; v.means = []; v.roots = null;
-  v.start = Math.max(0, v.queries.findIndex((t) => !/^([<\[].*[>\]]|[^\p{L}]*)$/u.test(t))); // special tokens say little
+  v.start ??= Math.max(0, v.queries.findIndex((t) => !/^([<\[].*[>\]]|[^\p{L}]*)$/u.test(t))); // special tokens say little
 }
 function weights(layer, head) { // [Q * K]
   const at = (h) => view.weights.subarray((layer * view.heads + h) * view.size, (layer * view.heads + h + 1) * view.size);
@@ -34,7 +34,6 @@ function weights(layer, head) { // [Q * K]
 const full = (w) => w >= 0.0995 ? w.toFixed(2) : w >= 0.0005 ? w.toFixed(3) : "0";
 const digits = (w) => full(w).replace(/^0\./, "."); // in tight places
 const peak = (m) => m.reduce((a, b) => Math.max(a, b), 0);
-const top1 = () => $("stretch").checked ? peak(map) || 1 : 1;
 const tint = (w, top = 1) => 3 * Math.min(255, Math.round(255 * (w / top) ** now.bend)); // a colour's place in the ramp
 const ramp = () => RAMPS[night.matches ? "dark" : "light"];
 const css = (at) => `rgb(${ramp().slice(at, at + 3).join()})`;
@@ -42,7 +41,8 @@ function onto(at) { // ink that can be read on a colour of the ramp: white as lo
   const [r, g, b] = ramp().slice(at, at + 3).map((x) => (x / 255) ** 2.2);
   return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.27 ? "#06070d" : "#fff";
 }
-const headName = (h) => h < 0 ? "mean of heads" : `head ${h}`;
+const headSign = (h) => h < 0 ? "mean" : view.heads > 1 ? String(h) : "all";
+const headName = (h) => h < 0 ? "mean of heads" : view.heads > 1 ? `head ${h}` : "all heads";
 
 // ---- pieces of the page --------------------------------------------------------------------------------------------
 function make(tag, attributes, ...inside) {
@@ -65,7 +65,7 @@ function paint(canvas, m, top, most) { // a map at most `most` cells a side; lar
 }
 function buildGrid() {
   const heads = [...(view.heads > 1 ? [-1] : []), ...Array(view.heads).keys()], grid = $("grid");
-  const names = heads.map((h) => make("span", { class: "n", "data-head": h }, h < 0 ? "mean" : String(h)));
+  const names = heads.map((h) => make("span", { class: "n", "data-head": h }, headSign(h)));
   grid.replaceChildren(make("span", { class: "n" }), ...names);
   grid.style.gridTemplateColumns = `16px repeat(${heads.length}, minmax(20px, 52px))`;
   document.body.style.setProperty("--nav", `${Math.min(360, Math.max(210, 28 + 30 * heads.length))}px`);
@@ -73,7 +73,7 @@ function buildGrid() {
     grid.append(make("span", { class: "n", "data-layer": layer }, String(layer)));
     for (const head of heads) {
       const canvas = make("canvas", {});
-      canvas.style.aspectRatio = Math.min(1.6, Math.max(0.6, view.K / view.Q));
+      canvas.style.aspectRatio = Math.min(1.6, Math.max(0.6, shape()));
       canvas.style.imageRendering = view.K < 50 ? "pixelated" : "auto";
       const label = `layer ${layer}, ${headName(head)}`;
       grid.append(make("button", { role: "radio", "data-layer": layer, "data-head": head, "aria-label": label }, canvas));
@@ -81,11 +81,11 @@ function buildGrid() {
   }
   paintGrid();
   $("layer").replaceChildren(...Array.from({ length: view.layers }, (_, i) => make("option", { value: i }, String(i))));
-  $("head").replaceChildren(...heads.map((h) => make("option", { value: h }, h < 0 ? "mean" : String(h))));
+  $("head").replaceChildren(...heads.map((h) => make("option", { value: h }, headSign(h))));
 }
 function paintGrid() {
   now.bend = $("stretch").checked ? 1 / 2 : 2 / 3; // below 1, so that faint attention over many tokens can be seen; the legend shows it
-  for (const b of $("grid").querySelectorAll("button")) paint(b.firstChild, weights(+b.dataset.layer, +b.dataset.head), null, 64);
+  for (const b of $("grid").querySelectorAll("button")) thumb(b.firstChild, weights(+b.dataset.layer, +b.dataset.head));
 }
 function buildLines() {
   for (const [side, id] of [["q", "queries"], ["k", "keys"]])
@@ -122,9 +122,12 @@ function reveal(line, i) { // scrolls a long line of tokens, and never the page
   const b = line.children[i], from = line.scrollTop, to = from + line.clientHeight;
   if (b.offsetTop < from || b.offsetTop + b.offsetHeight > to) line.scrollTop = b.offsetTop - line.clientHeight / 2 + 18;
 }
+function asked() { // the token that is shown: {side, i}
+  const { q = -1, k } = now.hover || {};
+  return !now.hover ? now.pin : q >= 0 ? { side: "q", i: q } : { side: "k", i: k };
+}
 function mark() { // the chosen token and what it looks at (or who looks at it), in both lines and in words
-  const { q: hq = -1, k: hk = -1 } = now.hover || {};
-  const { side, i } = !now.hover ? now.pin : hq >= 0 ? { side: "q", i: hq } : { side: "k", i: hk };
+  const { q: hq = -1, k: hk = -1 } = now.hover || {}, { side, i } = asked();
   const top = top1(), other = side === "q" ? "k" : "q", n = side === "q" ? view.K : view.Q;
   const values = Array.from({ length: n }, (_, j) => side === "q" ? map[i * view.K + j] : map[j * view.K + i]);
   for (const b of document.querySelectorAll(".line button")) {

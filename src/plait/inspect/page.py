@@ -11,14 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from plait.errors import InputError
 
+if TYPE_CHECKING:
+    from plait.inspect.overlay import Shown
+
 LEVELS = 4095  # steps of the stored square roots: a weight is off by at most 1/4095, weights near zero by far less
 LIMIT = 64_000_000  # weights on one page, about 100 MB of file; browsers give up soon after
 SLACK = 0.02  # rows recorded in half precision do not sum to exactly 1
+
+HINT = (
+    "A row is a token that looks, the columns are what it looks at; each row sums to 1. "
+    "Colour rises faster for small weights, so that faint attention stays visible."
+)
 
 PICTURES = {" ": "␣", "\n": "⏎", "\t": "⇥", "\u00a0": "⍽", "\u3000": "␣"}  # what cannot be seen, made visible
 JOINERS = "\u200c\u200d"  # part of the spelling of Persian words and of emoji, so hidden only where they stand alone
@@ -124,9 +133,12 @@ def _slugs(kinds: Sequence[str]) -> list[str]:
     return slugs
 
 
-def write_page(path: str | Path, maps: Sequence[Maps], *, title: str, source: str, answer: str, model: str) -> Path:
+def write_page(
+    path: str | Path, maps: Sequence[Maps], *, title: str, source: str, answer: str, model: str, picture: "Shown | None" = None
+) -> Path:
     """Write one HTML file that shows `maps`, with the model's name, what it was given and what it answered; returns its path.
 
+    With a `picture`, which then has the same maps, weights lie over it; else they are a matrix of tokens.
     The address after `#` is `kind/layer/head`, counted from 0 as in the model's parameter names, e.g. `#cross-attention/2/mean`.
     Errors: InputError for no maps, or more weights than a browser can hold.
     """
@@ -141,12 +153,18 @@ def write_page(path: str | Path, maps: Sequence[Maps], *, title: str, source: st
         }
         for m, slug in zip(maps, _slugs([m.kind for m in maps]), strict=True)
     ]  # fmt: skip
-    ramps = {"light": ramp().tobytes().hex(), "dark": ramp(dark=True).tobytes().hex()}
-    data = json.dumps({"levels": LEVELS, "ramp": ramps, "views": views}, separators=(",", ":"))
+    light, dark = (ramp(), ramp(dark=True)) if picture is None else picture.ramps()
+    shown = {"levels": LEVELS, "ramp": {"light": light.tobytes().hex(), "dark": dark.tobytes().hex()}, "views": views}
+    if picture is not None:
+        shown["picture"] = picture.written()
+        for index, view in enumerate(views):
+            view |= picture.view(index)
+    data = json.dumps(shown, separators=(",", ":"))
     for sign in "<>&":  # so that no token can end the script element; JSON reads them back the same
         data = data.replace(sign, f"\\u{ord(sign):04x}")
+    middle, hint = ("page_map.js", HINT) if picture is None else (picture.script, picture.hint)
     here = resources.files("plait.inspect")
-    style, script, large, frame = (here.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js", "page_map.js", "page.html"))
+    style, script, large, frame = (here.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js", middle, "page.html"))
     script = script.replace("{{map}}", large)
 
     def allow(text: str) -> str:  # the page may run this one script and fetch nothing, whatever ends up in it
@@ -154,7 +172,8 @@ def write_page(path: str | Path, maps: Sequence[Maps], *, title: str, source: st
 
     parts = {
         "policy": f"default-src 'none'; base-uri 'none'; form-action 'none'; script-src {allow(script)}; style-src {allow(style)}",
-        "title": html.escape(title), "model": html.escape(model), "source": html.escape(source), "answer": html.escape(answer),
+        "title": html.escape(title), "model": html.escape(model), "source": html.escape(source),
+        "answer": html.escape(answer), "hint": hint,
         "style": style, "data": data, "script": script,
     }  # fmt: skip
     page = re.sub(r"\{\{(\w+)\}\}", lambda hole: parts[hole[1]], frame)  # one pass: a title "{{data}}" stays a title

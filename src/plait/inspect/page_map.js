@@ -1,4 +1,7 @@
 // ---- the large map: one canvas as large as its window, drawn again on every scroll, so that its size costs nothing ----------
+const shape = () => view.K / view.Q;
+const top1 = () => $("stretch").checked ? peak(map) || 1 : 1;
+const thumb = (canvas, m) => paint(canvas, m, null, 64);
 const INK = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
 const pen = $("map").getContext("2d");
 const small = document.createElement("canvas"); // one pixel a weight, for cells too small to be drawn one by one

@@ -1,6 +1,7 @@
 """Attention maps as a PNG picture, for papers and slides."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ SHOWN = 60  # labels along one side; of more tokens each nth is named
 LONGEST = 16  # signs of a label
 
 
-def _index(name: str, given: int, count: int) -> int:
+def index_of(name: str, given: int, count: int) -> int:
+    """`given`, or an InputError that says what maps have."""
     if not 0 <= given < count:
         raise InputError(f"{name}={given}: these maps have {name}s 0 to {count - 1}")
     return given
@@ -54,37 +56,58 @@ def draw(path: str | Path, maps: Maps, *, layer: int | None = None, head: int | 
 
     Layers and heads count from 0; `layer=None` is the last one. Errors: InputError for one that is not there, or without matplotlib.
     """
+    layers, heads, n_queries, n_keys = maps.weights.shape
+    layer = index_of("layer", layers - 1 if layer is None else layer, layers)
+    chosen = list(range(heads)) if head is None else [index_of("head", head, heads)]
+    large = len(chosen) == 1
+    wide = min(11.0, max(4.6, 0.3 * n_keys + 2)) if large else 2.4
+
+    def panel(axes: "Axes", number: int) -> Any:
+        from matplotlib.colors import ListedColormap
+
+        return _heat(axes, maps, layer, chosen[number], ListedColormap(ramp() / 255.0), wide=wide if large else 0)
+
+    name = f"{visible(maps.kind).replace('␣', ' ')}, layer {layer}" + (f", head {chosen[0]}" if large else "")
+    titles = [""] if large else [f"head {index}" for index in chosen]
+    ticks = {0: "0", 0.1: ".1", 0.25: ".25", 0.5: ".5", 0.75: ".75", 1: "1"}
+    return sheet(path, name, titles, panel, shape=min(2.0, max(0.5, n_queries / n_keys)), wide=wide, ticks=ticks)
+
+
+def sheet(
+    path: str | Path,
+    name: str,
+    titles: list[str],
+    panel: Callable[["Axes", int], Any],
+    *,
+    shape: float,
+    wide: float,
+    ticks: dict[float, str],
+) -> Path:
+    """A PNG of panels with a title and a colour bar: `panel` fills the axes of its number and returns what the bar shows.
+
+    A panel is `wide` inches, and `shape` times as high. InputError without matplotlib.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.colors import ListedColormap
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError('pictures need matplotlib: pip install "plait[plot]", or write the page, which needs nothing') from None
-    layers, heads, n_queries, n_keys = maps.weights.shape
-    layer = _index("layer", layers - 1 if layer is None else layer, layers)
-    chosen = list(range(heads)) if head is None else [_index("head", head, heads)]
-
-    across = min(len(chosen), 4)
-    down = -(-len(chosen) // across)
-    large = len(chosen) == 1
-    shape = min(2.0, max(0.5, n_queries / n_keys))
-    wide = min(11.0, max(4.6, 0.3 * n_keys + 2)) if large else 2.4
-    size = (wide, min(11.0, wide * shape + 0.9)) if large else (across * wide + 0.6, down * (wide * shape + 0.3) + 0.6)
+    across = min(len(titles), 4)
+    down = -(-len(titles) // across)
+    size = (wide, min(11.0, wide * shape + 0.9)) if len(titles) == 1 else (across * wide + 0.6, down * (wide * shape + 0.3) + 0.6)
     figure = Figure(figsize=size, dpi=160, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    colours = ListedColormap(ramp() / 255.0)
     panels = figure.subplots(down, across, squeeze=False).ravel()
-    image = None
-    for axes, index in zip(panels, chosen, strict=False):
-        image = _heat(axes, maps, layer, index, colours, wide=wide if large else 0)
-        if not large:
-            axes.set_title(f"head {index}", fontsize=9, color="#44454f", pad=3)
-    for axes in panels[len(chosen) :]:
+    shown = None
+    for number, (axes, title) in enumerate(zip(panels, titles, strict=False)):
+        shown = panel(axes, number)
+        if title:
+            axes.set_title(title, fontsize=9, color="#44454f", pad=3)
+    for axes in panels[len(titles) :]:
         axes.set_axis_off()
-    name = f"{visible(maps.kind).replace('␣', ' ')}, layer {layer}" + (f", head {chosen[0]}" if large else "")
     figure.suptitle(name, fontsize=11, fontweight="bold", color="#1d1e26", parse_math=False)
-    bar = figure.colorbar(image, ax=list(panels), ticks=[0, 0.1, 0.25, 0.5, 0.75, 1], shrink=0.7, aspect=28, pad=0.02)  # pyright: ignore[reportArgumentType]
-    bar.ax.set_yticklabels(["0", ".1", ".25", ".5", ".75", "1"])
+    bar = figure.colorbar(shown, ax=list(panels), ticks=list(ticks), shrink=0.7, aspect=28, pad=0.02)  # pyright: ignore[reportArgumentType]
+    bar.ax.set_yticklabels(list(ticks.values()))
     bar.ax.tick_params(length=0, labelsize=8, colors="#62646f")
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     with warnings.catch_warnings():

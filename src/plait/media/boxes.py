@@ -48,6 +48,8 @@ def followed(boxes: np.ndarray, moves: Iterable[Move], least: float = LEAST) -> 
 
     A box of which less than the share `least` of its area was left inside, or nothing at all, is dropped.
     """
+    if not len(boxes):  # as with most pictures, and there are many
+        return boxes.astype(np.float32), np.zeros(0, np.int64)
     boxes, share = boxes.astype(np.float64), np.ones(len(boxes))
     for move in moves:
         whole = moved(boxes, move.matrix)

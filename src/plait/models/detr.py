@@ -69,7 +69,8 @@ class Config:
 
 
 TINY = dict(d_model=32, n_heads=4, n_decoder_heads=4, n_layers=2, n_decoder_layers=2, d_ff=64, d_decoder_ff=64)
-SMALL = dict(d_model=128, n_heads=4, n_decoder_heads=4, n_layers=3, n_decoder_layers=3, d_ff=512, d_decoder_ff=512)
+# Without dropout: from scratch queries would tell themselves apart by its noise, and be all alike without it (docs/log.md).
+SMALL = dict(d_model=128, n_heads=4, n_decoder_heads=4, n_layers=3, n_decoder_layers=3, d_ff=512, d_decoder_ff=512, dropout=0.0)
 PRESETS = {
     "tiny": dict(**TINY, names="transformers", n_queries=7, labels=5, stem=8, widths=(16, 16, 24, 32), depths=(1, 1, 2, 1)),
     "small": dict(**SMALL, n_queries=50, bottleneck=False, backbone_norm="channels", stem=32, widths=(32, 64, 128), depths=(2, 2, 2)),

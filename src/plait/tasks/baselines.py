@@ -1,6 +1,7 @@
 """What needs no Transformer: the answers that a trained model has to beat."""
 
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from plait.tasks.scores import plain_words
 
 Say = Callable[[str], None]
-LACKING = "no TF-IDF baseline: scikit-learn is not installed (pip install 'plait[baselines]')"
+LACKING = "no linear baseline: scikit-learn is not installed (pip install 'plait[baselines]')"
 SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 
 
@@ -27,41 +28,50 @@ def word_weights(say: Say) -> Any:
 def classify_baselines(problem: str, texts: Sequence[str], right: np.ndarray, asked: Sequence[str], say: Say) -> dict[str, np.ndarray]:
     """Name -> answers to the texts `asked`, in the form of `right`: what is most frequent (of values, the mean), and TF-IDF with
     logistic regression (of values, ridge regression)."""
-    usual = {"single": lambda: np.bincount(right).argmax(), "multi": lambda: right.mean(0) > 0.5, "regression": lambda: right.mean()}[
-        problem
-    ]()
-    found = {"mean" if problem == "regression" else "majority": np.stack([np.asarray(usual)] * len(asked))}
+    found = usual(problem, right, len(asked))
     if (weights := word_weights(say)) is None:
         return found
-    from sklearn.linear_model import LogisticRegression, Ridge
-
     try:
         known = weights.fit_transform(texts)
     except ValueError:  # no text holds a word
         return found
-    unknown = weights.transform(asked)
-    if problem == "regression":
-        return found | {"tfidf_ridge": Ridge().fit(known, right).predict(unknown)}
-
-    def logistic(right: np.ndarray) -> np.ndarray:
-        if len(set(right.tolist())) < 2:
-            return np.full(len(asked), right[0])
-        return LogisticRegression(C=10.0, max_iter=1000).fit(known, right).predict(unknown)
-
-    several = problem == "multi"
-    return found | {"tfidf_logistic": np.stack([logistic(one) for one in right.T], 1) if several else logistic(right)}
+    return found | linear("tfidf", problem, known, right, weights.transform(asked), 10.0)
 
 
-def picture_baselines(known: Sequence[np.ndarray], right: np.ndarray, asked: Sequence[np.ndarray], say: Say) -> dict[str, np.ndarray]:
-    """Name -> classes of the pictures `asked`: the most frequent, and logistic regression on grey pictures made small ([N, values])."""
-    found = {"majority": np.full(len(asked), np.bincount(right).argmax())}
+def picture_baselines(
+    problem: str, known: Sequence[np.ndarray], right: np.ndarray, asked: Sequence[np.ndarray], say: Say
+) -> dict[str, np.ndarray]:
+    """The same of pictures, each a vector of few values: what is most frequent, and logistic (ridge) regression on those values."""
+    found = usual(problem, right, len(asked))
     try:
-        from sklearn.linear_model import LogisticRegression
+        return found | linear("pixels", problem, np.stack(known), right, np.stack(asked), 0.1)
     except ImportError:
         say(LACKING)
         return found
-    fitted = LogisticRegression(C=0.1, max_iter=200).fit(np.stack(known), right)
-    return found | {"pixels_logistic": fitted.predict(np.stack(asked))}
+
+
+def usual(problem: str, right: np.ndarray, n: int) -> dict[str, np.ndarray]:
+    """Name -> n times what is most frequent, or the mean of values."""
+    kinds = {"single": lambda: np.bincount(right).argmax(), "multi": lambda: right.mean(0) > 0.5, "regression": lambda: right.mean()}
+    return {"mean" if problem == "regression" else "majority": np.stack([np.asarray(kinds[problem]())] * n)}
+
+
+def linear(name: str, problem: str, known: Any, right: np.ndarray, asked: Any, freedom: float) -> dict[str, np.ndarray]:
+    """Name -> answers to the rows `asked` of a linear model of the rows `known`; `freedom` is C of scikit-learn's logistic regression."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    if problem == "regression":
+        return {f"{name}_ridge": Ridge().fit(known, right).predict(asked)}
+
+    def logistic(right: np.ndarray) -> np.ndarray:
+        if len(set(right.tolist())) < 2:
+            return np.full(asked.shape[0], right[0])
+        with warnings.catch_warnings():  # nearly the best is good enough to be compared with
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return LogisticRegression(C=freedom, max_iter=1000).fit(known, right).predict(asked)
+
+    return {f"{name}_logistic": np.stack([logistic(one) for one in right.T], 1) if problem == "multi" else logistic(right)}
 
 
 def tag_baseline(sentences: Sequence[tuple[Sequence[str], Sequence[str]]], asked: Sequence[Sequence[str]]) -> list[list[str]]:

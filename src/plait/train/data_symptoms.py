@@ -118,7 +118,12 @@ def classes(p: Patient) -> Iterator[Finding]:
     train, valid = (
         Counter(int(a) for piece in side.pieces for a in np.atleast_1d(piece.answers) if a != IGNORED) for side in (p.train, p.held_out)
     )
-    n, name = p.outputs, "classes"
+    yield from numbered(train, valid, p.outputs)
+
+
+def numbered(train: Counter[int], valid: Counter[int], n: int) -> Iterator[Finding]:
+    """How often each class is the answer on both sides; there are `n`."""
+    name = "classes"
     if outside := sorted(c for c in {*train, *valid} if not 0 <= c < n):
         advice = f"number them from 0 to {n - 1}" + ("; they seem to be counted from 1" if outside == [n] and not train[0] else "")
         yield Finding("fault", name, f"labels {', '.join(map(str, outside[:5]))} have no output: the head has {n}", advice)
@@ -127,7 +132,7 @@ def classes(p: Patient) -> Iterator[Finding]:
     if unused == [0] and n > 2:
         advice = "labels are counted from 1, so that each stands for its neighbour: count from 0"
         yield Finding("fault", name, f"class 0 never occurs, and all others to {n - 1} do", advice)
-    elif len(train) == 1:
+    elif len(train) == 1 < n:
         yield Finding(
             "fault", name, f"all training answers are class {next(iter(train))}", "there is nothing to tell apart: look at the labels"
         )
@@ -164,7 +169,8 @@ def shared_rows(p: Patient) -> Iterator[Finding]:
     n = sum(again)
     seen = f"{share(n, len(again))} validation rows stand in training too"
     if n <= 0.01 * len(again):
-        yield Finding("ok", name, seen)
+        if valid[0].picture is None:  # pictures to learn from may be others each time, so that none would be found again
+            yield Finding("ok", name, seen)
     else:
         level = "fault" if n > 0.1 * len(again) else "warning"
         yield Finding(
@@ -201,7 +207,7 @@ def conflicts(p: Patient) -> Iterator[Finding]:
         answers.setdefault(piece.key, set()).add(piece.answers.tobytes())
     torn = sum(len(answers[piece.key]) > 1 for piece in p.train.pieces)
     if torn > 0.02 * len(p.train.pieces):
-        seen = f"{share(torn, len(p.train.pieces))} training rows have the text of another and a different answer"
+        seen = f"{share(torn, len(p.train.pieces))} training rows are the same as another and have a different answer"
         yield Finding(
             "warning",
             "labels",
@@ -214,7 +220,7 @@ def cut_rows(p: Patient) -> Iterator[Finding]:
     """Few rows are as long as the longest: a heap there is what was cut off."""
     for name, rows in (("source length", [piece.source for piece in p.train.pieces]), ("length", [piece.fed for piece in p.train.pieces])):
         lengths = np.array([len(row) for row in rows if row is not None])
-        if len(lengths) < 20 or (name == "length" and p.shift == 1 and p.train.pieces[0].source is None):
+        if len(lengths) < 20 or not lengths.any() or (name == "length" and p.shift == 1 and p.train.pieces[0].source is None):
             continue
         counts = np.bincount(lengths)
         most, below = int(counts[-1]), counts[-9:-1]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from plait.train import data_symptoms, model_symptoms
+from plait.train import data_symptoms, model_symptoms, picture_symptoms
 from plait.train.overfitting import by_heart
 from plait.train.patient import Finding, Patient
 
@@ -17,7 +17,7 @@ def examine(patient: Patient, seed: int = 0) -> Iterator[Finding]:
     """Findings as they are made; the same for the same seed, unless the time runs out. A fault of the data that no model can be
     trained with ends it."""
     grave = False
-    for check in data_symptoms.CHECKS:
+    for check in (*data_symptoms.CHECKS, *picture_symptoms.CHECKS):
         for finding in check(patient):
             grave |= finding.level == "fault" and finding.name in ("answers", "classes")
             yield finding

@@ -58,8 +58,12 @@ def no_gradient(p: Patient, trial: Trial) -> Iterator[Finding]:
     """What wants a gradient gets one, in some step at least."""
     name, wanted = "gradients", {n for n, q in p.net.named_parameters() if q.requires_grad}
     idle = {n for n in wanted if not trial.largest[n] > 0}
-    if not idle:
-        yield Finding("ok", name, f"all {len(wanted)} parameters get one, the largest entry {max(trial.largest.values(), default=0):.2g}")
+    # A matrix whose bias gets one is connected, and reads zeros: that is how DETR's first layer sees its queries.
+    zeros = {n for n in idle if not n.startswith("heads.") and trial.largest.get(n.removesuffix("weight") + "bias", 0) > 0}
+    if idle == zeros:
+        but = f" (but {patterns(zeros)}, whose input is 0)" if zeros else ""
+        most = max(trial.largest.values(), default=0)
+        yield Finding("ok", name, f"all {len(wanted)} parameters get one{but}, the largest entry {most:.2g}")
     elif idle == wanted:
         yield Finding(
             "fault", name, "no parameter gets one", "the loss does not depend on the model: is something detached, or all frozen?"
@@ -80,7 +84,7 @@ def patterns(names: Iterable[str]) -> str:
 def input_matters(p: Patient, trial: Trial) -> Iterator[Finding]:
     """With the texts of other rows, the answers of a model that has learned these are wrong."""
     net, batch, name = trial.net, p.small, "input matters"
-    if not trial.finite or not marginal_entropy(p.small_pieces):
+    if not trial.finite or not (marginal_entropy(p.small_pieces) or p.boxes):
         return
     with torch.no_grad():
         right = float(mean_loss(net, p, batch))

@@ -1,5 +1,6 @@
 """What the doctor looks at: a run that has not begun, and its batches as pieces of text with their answers."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,11 +16,15 @@ from plait.core.model import Model
 from plait.data.batches import Batch
 from plait.data.examples import IGNORED, Examples
 from plait.data.feed import Feed
+from plait.data.picture_feed import Batch as Pictures
+from plait.data.picture_feed import BoxBatch, PictureBatch
 from plait.tasks.objective import Objective
 from plait.train.recipes import Recipe
+from plait.train.seen import Seen, seen_in
 
 LOOKED_AT = 300_000  # tokens of each side that are read for what is wrong with the data
-FEW_TOKENS = 256  # of the batch that is to be learned by heart
+PICTURES = 2000  # of each side, for the same
+FEW_TOKENS, FEW_PICTURES = 256, 8  # of the batch that is to be learned by heart
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Piece:
     answers: np.ndarray  # [n] of each entry, else of the piece as a whole
     per_entry: bool
     source: np.ndarray | None = None  # [s] ids that another tower reads
+    picture: bytes | None = None  # of a picture, which has no ids: what differs where its pixels do
 
     @property
     def asked(self) -> np.ndarray:  # [n] bool
@@ -51,7 +57,7 @@ class Piece:
     @property
     def key(self) -> bytes:
         """The same for pieces that ask the same."""
-        return (self.fed if self.source is None else self.source).tobytes()
+        return self.picture or (self.fed if self.source is None else self.source).tobytes()
 
 
 def examples_of(batch: Any) -> tuple[Examples, Tensor | None, Tensor | None] | None:
@@ -68,6 +74,8 @@ def inputs_of(batch: Any) -> dict[str, Tensor]:
     """The ids that a batch gives to the model, by the names of its fields, those of the scored tower last."""
     if isinstance(batch, Batch):
         return {"source": batch.source, "target_in": batch.target_in}
+    if isinstance(batch, Pictures):
+        return {"pixels": batch.pixels}
     return {"ids": batch.ids} if isinstance(batch, Examples) else {}
 
 
@@ -76,6 +84,9 @@ def with_inputs(batch: Any, **ids: Tensor) -> Any:
 
 
 def pieces_of(batch: Any) -> Iterator[Piece]:
+    if isinstance(batch, PictureBatch):
+        for pixels, answer in zip(batch.pixels.cpu().numpy(), batch.answers.cpu().numpy(), strict=True):
+            yield Piece(np.zeros(0, np.int64), answer, False, picture=hashlib.sha256(pixels.tobytes()).digest())
     if (viewed := examples_of(batch)) is None:
         return
     examples, source, source_real = viewed
@@ -103,6 +114,7 @@ class Looked:
     """What a look at many batches of one side gave."""
 
     pieces: list[Piece] = field(default_factory=list)
+    pictures: list[Seen] = field(default_factory=list)
     batches: int = 0
     unasked: int = 0  # batches in which nothing is asked
     padding: int = 0  # answers asked of padding
@@ -115,12 +127,13 @@ class Looked:
             looked.batches += 1
             made = list(pieces_of(batch))
             looked.pieces += made
+            looked.pictures += seen_in(batch)
             tokens += sum(len(piece.fed) for piece in made)
             if (viewed := examples_of(batch)) is not None:
                 looked.unasked += viewed[0].count == 0
                 if viewed[0].per_entry:
                     looked.padding += int((viewed[0].answers[~viewed[0].real] != IGNORED).sum())
-            if tokens > LOOKED_AT or time.perf_counter() > until:
+            if tokens > LOOKED_AT or len(looked.pictures) > PICTURES or time.perf_counter() > until:
                 break
         return looked
 
@@ -164,7 +177,7 @@ class Patient:
     def outputs(self) -> int | None:
         """How many scores the objective's head gives; None where it has no matrix that tells."""
         name = getattr(self.objective, "head", "")
-        head = dict(self.net.heads.items()).get(name)
+        head = dict(self.net.heads.items()).get(name)  # of Pooled, Transformed and Detect the matrix is one level below
         weight = getattr(getattr(head, "scores", head), "weight", None)
         return len(weight) if isinstance(weight, Tensor) and weight.ndim == 2 else None
 
@@ -193,7 +206,8 @@ class Patient:
         """A few rows of the first batches, those whose answers differ most: what is to be learned by heart."""
         found, most = None, -1.0
         for _, _, batch in islice(self.feed.stream(0, 0), min(4, self.feed.batches(0))):
-            for part in islice(self.objective.parts(batch, max(1, self.objective.size(batch) // FEW_TOKENS)), 4):
+            few = FEW_PICTURES if isinstance(batch, Pictures) else FEW_TOKENS
+            for part in islice(self.objective.parts(batch, max(1, self.objective.size(batch) // few)), 4):
                 if (differing := marginal_entropy(list(pieces_of(part))) or 0.0) > most:
                     found, most = part, differing
         return found
@@ -202,6 +216,11 @@ class Patient:
     def small_pieces(self) -> list[Piece]:
         """Those of the small batch where answers are numbers of a head's outputs; else none, and nothing is known of what losses mean."""
         return [] if self.outputs is None else list(pieces_of(self.small))
+
+    @property
+    def boxes(self) -> bool:
+        """Whether boxes on pictures are the answers."""
+        return isinstance(self.small, BoxBatch)
 
     def text(self, ids: Sequence[int]) -> str:
         """Ids for a reader."""
@@ -252,7 +271,7 @@ def least_loss(pieces: list[Piece], causal: bool) -> float:
         for piece in pieces:
             source = b"" if piece.source is None else piece.source.tobytes()
             if not piece.per_entry:
-                yield (source, piece.fed.tobytes()), int(piece.answers)
+                yield (source, piece.picture, piece.fed.tobytes()), int(piece.answers)
                 continue
             for at in np.flatnonzero(piece.asked):
                 known = piece.fed[: at + 1].tobytes() if causal else (piece.fed.tobytes(), int(at))

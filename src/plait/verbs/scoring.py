@@ -24,6 +24,7 @@ LESSONS = {
     "classify": "classify",
     "tag": "tag",
     "answer": "answer",
+    "detect": "detect",
     "embed": "embed",
     "text-to-text": "masked",
 }

@@ -81,7 +81,9 @@ class Train:
     precision: Annotated[Literal["float32", "bfloat16", "float16"], "of products; float16 with loss scaling"] = "float32"
     recompute: Annotated[bool, "keep no activations inside blocks, compute them again: less memory, a third more work"] = False
     compile: Annotated[bool, "compile the training step (torch.compile): slow to start, faster to run"] = False
-    workers: Annotated[int, "threads that make batches ahead of the training step; they come out the same and in the same order"] = 0
+    workers: Annotated[
+        int | None, "threads that make batches ahead of the training step, the same in the same order; default: 0, of pictures 1"
+    ] = None
     evaluations: Annotated[int, "evaluations spread over the budget"] = 20
     patience: Annotated[int | None, "stop after so many evaluations without a better validation loss"] = None
     save_seconds: Annotated[float, "seconds between checkpoints"] = 60.0

@@ -83,7 +83,7 @@ def train_on(team: parallel.Team, verb: Train, started: float) -> dict[str, Any]
         lesson.objective,
         recipe.optimizer,
         recipe.schedule(),
-        ahead(lesson.feed, verb.workers),
+        ahead(lesson.feed, lesson.workers if verb.workers is None else verb.workers),
         lesson.valid,
         Budget(verb.minutes, verb.steps, verb.epochs, started),
         settings_of(verb),

@@ -14,7 +14,7 @@ from plait.errors import InputError, choices
 from plait.tasks.objective import Objective
 from plait.train import sizing
 from plait.train.parallel import together
-from plait.train.recipes import LANGUAGE, MODERN, SCRATCH, Recipe, paper, tuning
+from plait.train.recipes import DETECTOR, LANGUAGE, MODERN, SCRATCH, Recipe, paper, tuning
 from plait.verbs.train import Train
 
 Say = Callable[[str], None]
@@ -36,6 +36,7 @@ class Lesson:
     start: Callable[[Model], None] | None = None  # fills in the weights that training starts from
     measure: Callable[[Model], dict[str, float]] | None = None  # figures of the validation set beside its loss
     shown: Callable[[Sequence[int]], str] | None = None  # ids as text, for whoever looks at a batch
+    workers: int = 0  # threads that make batches ahead, where the user does not say
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def usual_recipe(arch: str, config: Mapping[str, Any], released: bool = False) -
         return paper(config["d_model"])
     if arch == "modern-decoder":
         return LANGUAGE
+    if arch == "detr":
+        return DETECTOR
     return MODERN if arch.startswith("modern") else SCRATCH
 
 

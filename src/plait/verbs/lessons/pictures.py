@@ -8,24 +8,24 @@ import numpy as np
 from plait.core.model import Model
 from plait.data.columns import columns_of
 from plait.data.picture_feed import PictureSet, read
-from plait.data.picture_rows import Part, PictureRow, kind_of, parts_in, read_pictures, size_of
-from plait.data.report import Report
-from plait.errors import InputError, choices
-from plait.media.augment import PRESETS, Augmentation
+from plait.data.picture_rows import PictureRow, kind_of, read_pictures, size_of
+from plait.hub import load
 from plait.media.preparing import Exactly, Preparation
 from plait.tasks.classifying import Classifying
+from plait.tasks.detecting import pixels_of
 from plait.train.log import Reporter
 from plait.verbs.eval import Eval
 from plait.verbs.lessons.classify import Labels, balance, counter, given, plain
-from plait.verbs.lessons.lesson import Lesson, Say
+from plait.verbs.lessons.lesson import Lesson, Say, has_towers, presets_of
 from plait.verbs.lessons.named import files_of
-from plait.verbs.lessons.rows import Rows, read_rows_of, rounded, rows_to_score, trained_by
-from plait.verbs.lessons.seeing import Seeing, begin, picture_lesson
+from plait.verbs.lessons.rows import rounded, trained_by
+from plait.verbs.lessons.seeing import Reader, Seeing, begin, in_order, picture_lesson, sides_of, sides_to_score
 from plait.verbs.train import Train
 
 SAMPLED = 50  # pictures whose size is looked at
 SIDES = (28, 32, 48, 64, 96, 128, 160, 192, 224)  # what a model from scratch is given, where --size does not say
 FRAMES = 8
+LIKE_DIGITS = 64  # pixels of a side, up to which pictures are not mirrored where --augment does not say
 SMALL = 16  # pixels a side, for the baseline
 
 
@@ -35,22 +35,23 @@ def kind_in(data: Sequence[str]) -> str | None:
     return kinds.pop() if len(kinds) == 1 else None
 
 
-def reader(columns: Sequence[str], clips: bool, part: Part | None) -> Callable[[Sequence[str]], tuple[list[PictureRow], Report]]:
-    return lambda paths: read_pictures(paths, part, columns_of(columns) or None, clips)
+def of_clips(verb: Train, saved: dict[str, Any] | None) -> bool:
+    """Whether the model that was named takes clips: then a folder of pictures is a clip's frames, though it looks like more of a class."""
+    fits = has_towers(("encoder",), "clips")
+    if saved is not None:
+        return fits(saved["arch"])
+    if verb.model is not None:
+        net = load(verb.model).net
+        return net.takes(net.towers[0]) == "clips"
+    return verb.preset in presets_of(fits)
 
 
-def read_rows(verb: Train, clips: bool, say: Say) -> Rows[PictureRow]:
-    """Both sides: data that are divided in folders train/ and valid/ are taken so."""
-    parts = {part for path in files_of(verb.data, lambda _: None) for part in parts_in(path)}
-    if "valid" in parts and not verb.valid:
-        sides = []
-        for part in ("train", "valid"):
-            rows, report = reader(verb.columns, clips, part)(files_of(verb.data, say))  # type: ignore[arg-type]
-            say(f"{part}: {report}")
-            sides.append(rows)
-        return Rows(*sides)
-    read = reader(verb.columns, clips, "train" if parts else None)
-    return read_rows_of(verb.data, verb.valid, verb.seed, read, lambda row: row.key, lambda row: row.stratum, say)
+def reader(columns: Sequence[str], clips: bool) -> Reader[PictureRow]:
+    return lambda paths, part: read_pictures(paths, part, columns_of(columns) or None, clips)
+
+
+def stratum(row: PictureRow) -> str:
+    return row.stratum
 
 
 def side_of(verb: Train, rows: Sequence[PictureRow], clips: bool) -> int:
@@ -64,17 +65,9 @@ def side_of(verb: Train, rows: Sequence[PictureRow], clips: bool) -> int:
     return max((side for side in SIDES if side <= shorter), default=SIDES[0])
 
 
-def augmentation_of(verb: Train, side: int) -> Augmentation:
-    """What --augment names; for small pictures by default no flips, since much that is small is a sign."""
-    name = verb.augment or ("digits" if side <= 64 else "photographs")
-    if name not in PRESETS:
-        raise InputError(f"--augment {name}: there is {choices(PRESETS)}")
-    return Augmentation.named(name, side)
-
-
 def lesson(verb: Train, saved: dict[str, Any] | None, say: Say, kind: str) -> Lesson:
-    clips = kind == "clips"
-    rows = read_rows(verb, clips, say)
+    clips = kind == "clips" or of_clips(verb, saved)
+    rows = sides_of(verb, reader(verb.columns, clips), stratum, say)
     labels = Labels.of(saved["answers"]) if saved else Labels.seen(rows.train)  # type: ignore[arg-type]
     for line in balance(rows.train, labels):  # type: ignore[arg-type]
         say(line)
@@ -83,12 +76,11 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say, kind: str) -> Le
     usual, takes = ("timesformer", "clips") if clips else ("modern-vision", "pixels")
     prepare = Preparation(size=Exactly(side, side))
     start = begin(verb, saved, Seeing(("encoder",), takes, usual, settings, prepare, side, len(rows.train)), say)
-    shown = start.preparation
-    assert start.side is not None
-    augment = augmentation_of(verb, start.side)
+    # What is small is often a sign, and a sign's mirror image is another one.
+    augment = start.augmentation(verb, "digits" if (start.side or 0) <= LIKE_DIGITS else "photographs")
     frames = start.choice.config.get("frames") if clips else None
     made = [
-        PictureSet(part, labels.answers(part), shown, change, frames)  # type: ignore[arg-type]
+        PictureSet(part, labels.answers(part), start.preparation, change, frames)  # type: ignore[arg-type]
         for part, change in ((rows.train, augment if augment.steps else None), (rows.valid, None))
     ]
     objective = Classifying(labels.problem, start.choice.smoothing)
@@ -114,19 +106,15 @@ def score(verb: Eval, ready: Any) -> dict[str, Any]:
 
     reporter, train = Reporter(), trained_by(ready)
     labels = Labels(ready.problem, tuple(ready.labels))
-    paths = files_of(verb.data, lambda _: None, "test") or (files_of(train.data, lambda _: None, "test") if train else [])
-    parts = {part for path in paths for part in parts_in(path)}
-    part = next((part for part in ("test", "valid") if part in parts), None)
-    taken = reader(train.columns if train else (), ready.clips, part)  # type: ignore[arg-type]
-    rows, known = rows_to_score(verb, train, taken, lambda row: row.key, lambda row: row.stratum, reporter.say)
-    right = plain(labels.answers(rows), labels)  # type: ignore[arg-type]
-    shown = PictureSet(rows, labels.answers(rows), ready.prepare, None, ready.parts.settings.frames if ready.clips else None)  # type: ignore[arg-type]
-    scores = np.concatenate([ready.logits(batch.pixels) for batch in shown.feed(16).rereading()])
+    rows, known = sides_to_score(verb, train, reader(train.columns if train else (), ready.clips), stratum, reporter.say)
+    answers, frames = labels.answers(rows), ready.parts.settings.frames if ready.clips else None  # type: ignore[arg-type]
+    shown, right = PictureSet(rows, answers, ready.prepare, None, frames), plain(answers, labels)
+    scores = np.concatenate([ready.said(pixels_of(ready.net, batch)) for batch in in_order(shown)])
     result: dict[str, Any] = {"task": "classify", "n": len(rows), "metrics": figures_of(labels, right, found_of(labels, scores))}
-    if verb.baselines and known and labels.problem == "single":
+    if verb.baselines and known:
         taught = plain(labels.answers(known), labels)  # type: ignore[arg-type]
-        frames = shown.frames
-        guesses = picture_baselines([small(row, frames) for row in known], taught, [small(row, frames) for row in rows], reporter.say)
+        seen, asked = ([small(row, frames) for row in some] for some in (known, rows))
+        guesses = picture_baselines(labels.problem, seen, taught, asked, reporter.say)
         result["baselines"] = {name: figures_of(labels, right, guess) for name, guess in guesses.items()}
     return result
 

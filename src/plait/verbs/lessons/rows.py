@@ -164,18 +164,24 @@ def trained_by(ready: Any) -> Train | None:
 
 
 def rows_to_score(
-    verb: Eval, train: Train | None, read: Read[R], key: Callable[[R], str], stratum: Callable[[R], Hashable], say: Say
+    verb: Eval,
+    train: Train | None,
+    read: Read[R],
+    key: Callable[[R], str],
+    stratum: Callable[[R], Hashable],
+    say: Say,
+    divide: Callable[[Train], Rows[R]] | None = None,
 ) -> tuple[list[R], list[R]]:
     """(rows to score, what the run learned from besides: for baselines, empty where it cannot be had)
 
     Without --data, what is scored is the test part of the built-in set that the run was trained on, else what training held out, or its
-    --valid.
+    --valid; `divide` says which rows those are, where `read_rows_of` does not.
     """
     asked = files_of(verb.data, say, "test") or test_part_of(train.data if train else [], say)
     sides: Rows[R] | None = None
     if train is not None and (verb.baselines or not asked):
         try:
-            sides = read_rows_of(train.data, train.valid, train.seed, read, key, stratum, lambda _: None)
+            sides = divide(train) if divide else read_rows_of(train.data, train.valid, train.seed, read, key, stratum, lambda _: None)
         except InputError as error:
             if not asked:
                 raise

@@ -1,28 +1,37 @@
 """What a run on pictures begins from: nothing but its data, or the weights of another model; and what its lesson is made of."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from plait import models
 from plait.core.model import Model
 from plait.core.pixels import GridPositions
 from plait.data.picture_feed import Pictures
-from plait.errors import InputError
+from plait.data.picture_rows import BoxRow, Part, PictureRow, parts_in
+from plait.data.report import Report
+from plait.errors import InputError, choices
 from plait.hub import load
 from plait.hub.pictures import FILE, preparation_in
-from plait.media.preparing import Exactly, Preparation
+from plait.media.augment import PRESETS, Augmentation
+from plait.media.preparing import Exactly, Preparation, Shortest, Within
 from plait.tasks.objective import Objective
 from plait.train.checkpoints import write_json
+from plait.verbs.eval import Eval
 from plait.verbs.lessons.beginning import described, transferred
 from plait.verbs.lessons.lesson import Choice, Lesson, Say, choose, has_towers, presets_of, usual_recipe
+from plait.verbs.lessons.named import files_of
+from plait.verbs.lessons.rows import Rows, read_rows_of, rows_to_score
 from plait.verbs.train import Train
 
 CHECKED = 16  # pictures of a batch of evaluation
+R = TypeVar("R", PictureRow, BoxRow)
+Reader = Callable[[Sequence[str], Part | None], tuple[list[R], Report]]  # of one part of what is divided, None: of all
 PATCHES = ((64, 4), (128, 8))  # up to this side, patches of so many pixels; larger pictures have patches of 16
 
 
@@ -38,6 +47,7 @@ class Seeing:
     preparation: Preparation
     side: int
     pictures: int
+    most: int | None = None  # pictures of a batch, where the user does not say: with few rows there are more steps
 
 
 @dataclass
@@ -52,15 +62,68 @@ class Sight:
 
     @property
     def side(self) -> int | None:
-        """Pixels of the square that a picture becomes; None where its shape stays."""
+        """Pixels of the square that a picture becomes, or of the shorter side where its shape stays; None where neither is set."""
         size = self.preparation.size
         if self.preparation.crop is not None:
             return self.preparation.crop[0]
-        return size.height if isinstance(size, Exactly) else None
+        return size.edge if isinstance(size, Shortest) else size.height if isinstance(size, Exactly) else None
+
+    def augmentation(self, verb: Train, usual: str) -> Augmentation:
+        """What --augment names."""
+        name = verb.augment or usual
+        if name not in PRESETS:
+            raise InputError(f"--augment {name}: there is {choices(PRESETS)}")
+        return Augmentation.named(name, self.side)
+
+
+# ---- rows ----
+
+
+def sides_of(verb: Train, read: Reader[R], stratum: Callable[[R], str], say: Say) -> Rows[R]:
+    """Both sides: data that are divided in folders train/ and valid/ are taken so, from the others a tenth is held out."""
+    paths = files_of(verb.data, say)
+    parts = {path: parts_in(path) for path in paths}
+    divided = [path for path in paths if "valid" in parts[path]]
+    if divided and not verb.valid:
+        (train, learned), (valid, checked) = read(paths, "train"), read(divided, "valid")
+        say(f"train: {learned}")
+        say(f"valid: {checked}")
+        return Rows(train, valid)
+    part: Part | None = "train" if any(parts.values()) else None
+    return read_rows_of(paths, verb.valid, verb.seed, lambda paths: read(paths, part), key, stratum, say)
+
+
+def key(row: PictureRow | BoxRow) -> str:
+    return row.key
+
+
+def sides_to_score(verb: Eval, train: Train | None, read: Reader[R], stratum: Callable[[R], str], say: Say) -> tuple[list[R], list[R]]:
+    """As `rows_to_score`; of data that are divided the test part, else the one for validation."""
+
+    def asked(paths: Sequence[str]) -> tuple[list[R], Report]:
+        parts = {part for path in paths for part in parts_in(path)}
+        return read(paths, next((part for part in ("test", "valid") if part in parts), None))
+
+    return rows_to_score(verb, train, asked, key, stratum, say, lambda train: sides_of(train, read, stratum, lambda _: None))
+
+
+def in_order(shown: Pictures[Any]) -> Iterator[Any]:
+    """Batches of all rows as they stand."""
+    for some in np.array_split(np.arange(len(shown)), -(-len(shown) // CHECKED)):
+        yield shown.batch(some)
+
+
+# ---- models ----
 
 
 def patch_of(side: int) -> int:
     return next((patch for most, patch in PATCHES if side <= most), 16)
+
+
+def whole_patches(settings: Mapping[str, Any], side: int) -> None:
+    if side % (patch := settings.get("patch", 1)):
+        near = " or ".join(str(n) for n in (side // patch * patch, (side // patch + 1) * patch) if n)
+        raise InputError(f"--size {side}: the model cuts pictures into squares of {patch} pixels, which must fill them: choose {near}")
 
 
 def begin(verb: Train, saved: Mapping[str, Any] | None, want: Seeing, say: Say) -> Sight:
@@ -76,15 +139,20 @@ def begin(verb: Train, saved: Mapping[str, Any] | None, want: Seeing, say: Say) 
 
 
 def from_scratch(verb: Train, want: Seeing, say: Say) -> Sight:
+    presets = presets_of(has_towers(want.towers, want.takes))
+
     def told(arch: str) -> dict[str, Any]:
         known = {f.name for f in fields(models.PAGES[arch].Config)}
         wanted = {"image_size": want.side, "patch": patch_of(want.side), **want.settings}
         return {name: value for name, value in wanted.items() if name in known}
 
+    whole_patches(told(presets.get(verb.preset or "", (want.usual,))[0]), want.side)
     entries = max(1, (want.side // patch_of(want.side)) ** 2) * want.settings.get("frames", 1)
-    choice = choose(verb, presets_of(has_towers(want.towers, want.takes)), want.usual, told, want.pictures * entries, say)
+    choice = choose(verb, presets, want.usual, told, want.pictures * entries, say)
     say(f"pictures become {want.side} x {want.side} pixels")
-    return Sight(replace(choice, batch_tokens=max(1, choice.batch_tokens // entries)), want.preparation)
+    rows = max(1, choice.batch_tokens // entries)
+    rows = rows if verb.batch_tokens else min(rows, want.most or rows)
+    return Sight(replace(choice, batch_tokens=rows), want.preparation)
 
 
 def of_model(verb: Train, want: Seeing, say: Say) -> Sight:
@@ -106,9 +174,10 @@ def of_model(verb: Train, want: Seeing, say: Say) -> Sight:
         raise InputError(f"--model {verb.model}: the page {arch} has no {', '.join(missing)}, which {verb.task} needs")
     wanted = {**config, **{name: value for name, value in want.settings.items() if name != "frames"}}
     preparation = ready.parts.preparation or want.preparation
-    if verb.size and "image_size" in known:
-        wanted["image_size"] = verb.size
-        preparation = replace(preparation, size=Exactly(verb.size, verb.size), crop=None)
+    if verb.size:
+        preparation = at_side(preparation, verb.size)
+        wanted |= {"image_size": verb.size} if "image_size" in known else {}
+        whole_patches(wanted, verb.size)
     if verb.dropout is not None and "dropout" in known:
         wanted["dropout"] = verb.dropout
     weights = {name: p.detach() for name, p in net.state_dict().items()}
@@ -122,6 +191,16 @@ def of_model(verb: Train, want: Seeing, say: Say) -> Sight:
     rows = max(1, (verb.batch_tokens or 32 * 196) // 196)
     say(f"{verb.model}: page {arch}, {want.pictures:,} pictures, {rows} a batch")
     return Sight(Choice(arch, wanted, rows, verb.smoothing or 0.0), preparation, True, start)
+
+
+def at_side(given: Preparation, side: int) -> Preparation:
+    """The same for pictures of another size: of their shorter side where they keep their shape, else of the square."""
+    size = given.size
+    if given.crop is not None and isinstance(size, Shortest):
+        return replace(given, size=Shortest(round(size.edge * side / given.crop[0])), crop=(side, side))
+    if given.crop is None and isinstance(size, Shortest):
+        return replace(given, size=Shortest(side, size.longest and round(size.longest * side / size.edge)))
+    return given if isinstance(size, Within) else replace(given, size=Exactly(side, side), crop=None)
 
 
 def positions_from(net: Model, made: Model) -> dict[str, torch.Tensor]:
@@ -154,4 +233,5 @@ def picture_lesson(start: Sight, objective: Objective, sides: Sequence[Pictures[
         usual_recipe(choice.arch, choice.config, start.released),
         {"batch_tokens": choice.batch_tokens, "smoothing": choice.smoothing, "max_length": None, "answers": answers},
         start.start,
+        workers=1,
     )
