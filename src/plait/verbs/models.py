@@ -68,7 +68,10 @@ def tasks(arch: str, page: ModuleType) -> dict[str, list[str]]:
     heads = next((get_args(f.type) for f in fields(page.Config) if f.name == "head"), ())
     for head, table in product([{"head": head} for head in heads] or [{}], getattr(page, "KEYS", () if found else (None,))):
         settings = page.Config(**{**vocabulary(arch, 64, 64), **page.PRESETS["tiny"], **head})
-        net, config = page.build(settings), {} if table is None else _config(table, settings)
+        try:
+            net, config = page.build(settings), {} if table is None else _config(table, settings)
+        except ValueError:  # a head that needs another setting as well
+            continue
         if kind := kind_of(net):
             names = found.setdefault(kind(Parts(Path(), net, None, Certificate("", {}), config=config)).task, [])
             names += [name for name in config.get("architectures", ()) if name not in names]

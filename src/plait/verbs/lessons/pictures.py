@@ -25,6 +25,7 @@ from plait.verbs.train import Train
 SAMPLED = 50  # pictures whose size is looked at
 SIDES = (28, 32, 48, 64, 96, 128, 160, 192, 224)  # what a model from scratch is given, where --size does not say
 FRAMES = 8
+BATCH = 64  # pictures, from scratch
 LIKE_DIGITS = 64  # pixels of a side, up to which pictures are not mirrored where --augment does not say
 SMALL = 16  # pixels a side, for the baseline
 
@@ -75,7 +76,7 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say, kind: str) -> Le
     settings = {"head": "classify", "labels": len(labels.names)} | ({"frames": FRAMES} if clips else {})
     usual, takes = ("timesformer", "clips") if clips else ("modern-vision", "pixels")
     prepare = Preparation(size=Exactly(side, side))
-    start = begin(verb, saved, Seeing(("encoder",), takes, usual, settings, prepare, side, len(rows.train)), say)
+    start = begin(verb, saved, Seeing(("encoder",), takes, usual, settings, prepare, side, len(rows.train), BATCH), say)
     # What is small is often a sign, and a sign's mirror image is another one.
     augment = start.augmentation(verb, "digits" if (start.side or 0) <= LIKE_DIGITS else "photographs")
     frames = start.choice.config.get("frames") if clips else None
