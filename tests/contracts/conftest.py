@@ -101,14 +101,12 @@ class Ends:
     def memories(self, net: Model, source: Any) -> dict[str, Any]:
         return {"encoder": net.run("encoder", source)} if self.two else {}
 
-    def need(self, causal: bool = False, two: bool = False, ids: bool = False) -> None:
+    def need(self, causal: bool = False, two: bool = False) -> None:
         """Where the structure forbids a capability, the test says so and ends."""
         if causal and not self.causal:
             pytest.skip("not applicable: every entry sees the whole text, so nothing is generated from left to right")
         if two and not self.two:
             pytest.skip("not applicable: one tower, no source beside the text")
-        if ids and self.seen:
-            pytest.skip("not applicable: pictures of a batch have one size, since what a convolution and positions see hangs on it")
 
 
 @pytest.fixture(scope="session")

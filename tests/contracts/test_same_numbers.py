@@ -39,7 +39,8 @@ def batch(lengths, left, seed):
 @few
 @given(sources=LENGTHS, data=st.data())
 def test_alone_is_in_a_padded_batch(net, ends, left, sources, data):
-    ends.need(ids=True)
+    if ends.seen:  # pictures of a batch have one size: what convolutions and positions see hangs on it
+        return
     targets = data.draw(st.lists(st.integers(1, 7), min_size=len(sources), max_size=len(sources)))
     with torch.no_grad():
         source, places, source_rows = batch(sources, left, 10)
@@ -127,7 +128,8 @@ def test_every_kernel_is_the_reference(net, ends):
 
 @pytest.mark.capability("batch")
 def test_the_future_and_the_padding_change_nothing_bit_for_bit(net, ends):
-    ends.need(ids=True)
+    if ends.seen:  # pictures of a batch have one size: what convolutions and positions see hangs on it
+        return
     source, x = ids(2, 5, 1), ids(2, 6, 2)
     real = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     other_source = torch.where(real, source, (source + 7) % VOCAB)
