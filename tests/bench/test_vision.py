@@ -34,7 +34,7 @@ def test_contestants_answer_alike(model, peers, tmp_path):
     prepared = vision_models.Prepared(model, str(tmp_path), TOYS[model], 2)
     right = answers("transformers", model, prepared.file("folder"))
     for name, how in vision_speed.ENTRANTS.items():
-        if name in ("transformers", "timm"):
+        if name in ("transformers", "timm") or (model == "detr" and how.file != "folder"):  # its graph takes long to export
             continue
         off = abs(answers(name, model, prepared.file(how.file)) - right).max() / abs(right).max()
         assert (off < 1e-5) if how.bits == 32 else (1e-5 < off < 0.1), name
