@@ -25,7 +25,7 @@ def damaged(run, how):
         case "lacking":
             (run / "config.json").write_text(json.dumps({"format": 1, "task": "translation"}))
         case "other task":
-            (run / "config.json").write_text(json.dumps({**config, "task": "detect"}))
+            (run / "config.json").write_text(json.dumps({**config, "task": "sing"}))
         case "other page":
             (run / "config.json").write_text(json.dumps({**config, "arch": "gpt9"}))
         case "unknown setting":
@@ -57,7 +57,7 @@ DAMAGES = {
     "other format": "is a run of format 99, this version of Plait reads format 1",
     "list": "is a run of format None",
     "lacking": "config.json: lacks arch, config, max_source, max_target",
-    "other task": "is a run of the task 'detect'",
+    "other task": "is a run of the task 'sing'",
     "other page": "no model called 'gpt9': there are",
     "unknown setting": "settings that modern does not have: wings",
     "other size": "[32, 16] in the file, [8, 16] in the model",

@@ -97,7 +97,7 @@ def test_evaluations_are_spread_and_no_step_has_two_rows(steps, evaluations, wan
 
 
 def test_evaluations_leave_the_time_to_training(toy, before_step, tmp_path, clock, monkeypatch):
-    """Of 120 s, 20 evaluations of 3 s each would be half. None is made for what reading the data took."""
+    """Of 120 s, 20 evaluations of 3 s each would be half, and a twentieth is two. None is made for what reading the data took."""
     monkeypatch.setattr("plait.train.judging.time", clock)
     trainer = toy(tmp_path, Budget(minutes=2, started=clock.now - 10), Settings(evaluations=20))
     stream, loss = trainer.feed.stream, trainer.judge.loss
@@ -110,7 +110,7 @@ def test_evaluations_leave_the_time_to_training(toy, before_step, tmp_path, cloc
     monkeypatch.setattr(trainer.judge, "loss", lambda: later(3.0, loss()))
     trainer.fit()
     steps = [row["step"] for row in trainer.metrics.rows()]
-    assert 3 <= len(steps) <= 4 and steps[0] > 1 and trainer.state.step > 90
+    assert 2 <= len(steps) <= 3 and steps[0] > 1 and trainer.state.step > 90
 
 
 def test_the_training_loss_of_a_row_is_that_of_the_steps_since_the_last(toy, tmp_path):
