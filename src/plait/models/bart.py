@@ -104,6 +104,18 @@ def fitted(c: Config, names: Collection[str]) -> Config:
 STEPS = {"encoder": {"self_attn": "self_attn"}, "decoder": {"self_attn": "self_attn", "cross_attn": "encoder_attn"}}
 
 
+def layer_rules(side: str, attentions: Mapping[str, str]) -> list[Entry]:
+    """Names of one side's layers, as they are in all that came of this code; `attentions` are ours and theirs."""
+    here, there = f"model.{side}.layers.{{i}}", f"{side}.blocks.{{i}}"
+    table: list[Entry] = []
+    for ours, theirs in attentions.items():
+        names = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": "out_proj"}
+        table += [rule(f"{here}.{theirs}.{b}.{{w}}", f"{there}.{ours}.{a}.{{w}}") for a, b in names.items()]
+        table.append(rule(f"{here}.{theirs}_layer_norm.{{w}}", f"{there}.{ours}_norm.{{w}}"))
+    ffn = {"fc1": "ffn.up_proj", "fc2": "ffn.down_proj", "final_layer_norm": "ffn_norm"}
+    return [*table, *(rule(f"{here}.{theirs}.{{w}}", f"{there}.{ours}.{{w}}") for theirs, ours in ffn.items())]
+
+
 def rules(c: Config) -> list[Entry]:
     """The table of Hugging Face's names for a model of this config."""
 
@@ -121,14 +133,7 @@ def rules(c: Config) -> list[Entry]:
         table += [rule(f"model.{side}.embed_tokens.weight", f"{side}.embed.tokens.weight") for side in STEPS]
         table.append(tie("lm_head.weight", "model.decoder.embed_tokens.weight"))
     for side, attentions in STEPS.items():
-        here, there = f"model.{side}.layers.{{i}}", f"{side}.blocks.{{i}}"
-        for ours, theirs in attentions.items():
-            names = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": "out_proj"}
-            table += [rule(f"{here}.{theirs}.{b}.{{w}}", f"{there}.{ours}.{a}.{{w}}") for a, b in names.items()]
-            table.append(rule(f"{here}.{theirs}_layer_norm.{{w}}", f"{there}.{ours}_norm.{{w}}"))
-        table.append(rule(f"{here}.fc1.{{w}}", f"{there}.ffn.up_proj.{{w}}"))
-        table.append(rule(f"{here}.fc2.{{w}}", f"{there}.ffn.down_proj.{{w}}"))
-        table.append(rule(f"{here}.final_layer_norm.{{w}}", f"{there}.ffn_norm.{{w}}"))
+        table += layer_rules(side, attentions)
         if c.positions == "learned":
             table.append(rule(f"model.{side}.embed_positions.weight", f"{side}.embed.positions.weight"))
             table.append(rule(f"model.{side}.layernorm_embedding.{{w}}", f"{side}.embed.norm.part.{{w}}"))

@@ -21,6 +21,7 @@ from plait.core.positions import Sine2D
 from plait.core.residual import Post
 from plait.core.stream import Lent, Stream
 from plait.models import resnet
+from plait.models.bart import layer_rules
 from plait.models.bert import heads_of
 from plait.models.resnet import ChannelNorm, FrozenBatchNorm, ResNet
 from plait.weights.rules import Entry, Keys, activation, fixed, flat, group, key, older, prefix, rule
@@ -191,14 +192,7 @@ def rules(c: Config) -> list[Entry]:
             name = f"position_embedding.{axis}_embeddings.weight"
             table += [rule(f"model.{name}", f"encoder.embed.positions.{axis}"), older(f"backbone.{name}", name)]
     for side, attentions in STEPS.items():
-        here, there = f"model.{side}.layers.{{i}}", f"{side}.blocks.{{i}}"
-        for ours, theirs in attentions.items():
-            names = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": "out_proj"}
-            table += [rule(f"{here}.{theirs}.{b}.{{w}}", f"{there}.{ours}.{a}.{{w}}") for a, b in names.items()]
-            table.append(rule(f"{here}.{theirs}_layer_norm.{{w}}", f"{there}.{ours}_norm.{{w}}"))
-        table.append(rule(f"{here}.fc1.{{w}}", f"{there}.ffn.up_proj.{{w}}"))
-        table.append(rule(f"{here}.fc2.{{w}}", f"{there}.ffn.down_proj.{{w}}"))
-        table.append(rule(f"{here}.final_layer_norm.{{w}}", f"{there}.ffn_norm.{{w}}"))
+        table += layer_rules(side, attentions)
     table.append(rule("model.decoder.layernorm.{w}", "decoder.norm.{w}"))
     if c.head == "detect":
         table.append(rule("class_labels_classifier.{w}", "heads.detect.scores.{w}"))

@@ -75,8 +75,7 @@ class Trainer:
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.state = State()
         self.replay: np.ndarray = np.empty(0)  # progress of steps that a stopped run had already taken after its checkpoint
-        self.stop = False
-        self.unit = "tokens"  # of the batches' sizes
+        self.stop, self.unit = False, "tokens"  # the unit of the batches' sizes
         self.recent: list[tuple[Tensor, int]] = []  # losses of the steps since the last line of metrics
         self.params = [p for p in net.parameters() if p.requires_grad]
         if settings.compile:
@@ -214,17 +213,12 @@ class Trainer:
             self.not_finite("loss", state.step + 1, batch)
         state.step += 1
         if not skipped:
-            self.optimizer.step(self.factor(), divide)
+            self.optimizer.step(self.schedule(state.step, state.place), divide)
             if self.average is not None:
                 self.average.update(state.step)
         self.unit = getattr(batch, "unit", self.unit)
         state.tokens += self.objective.size(batch)
         self.recent.append((total, count))
-
-    def factor(self) -> float:
-        """Where the schedule stands: of the rate, what this step goes by; in the share of what training has of the budget."""
-        state = self.state
-        return self.schedule(state.step, (state.progress - state.begun) / (1 - state.begun))
 
     def not_finite(self, what: str, step: int, batch: Any = None) -> None:
         where = f"at step {step} (epoch {self.state.epoch}, batch {self.state.position}{self.rows_of(batch)})"
@@ -264,7 +258,7 @@ class Trainer:
         if not self.team.first:
             return
         row = {"step": state.step, "seconds": round(state.seconds, 3), "train_loss": train, "valid_loss": valid, "tokens": state.tokens}
-        row |= {"tokens_per_second": round(speed, 1), "learning_rate": self.factor()}
+        row |= {"tokens_per_second": round(speed, 1), "learning_rate": self.schedule(state.step, state.place)}
         row |= figures | {"epoch": state.epoch, "progress": state.progress}
         self.metrics.add(row)
         for tracker in self.trackers:

@@ -54,6 +54,11 @@ class State:
     tokens: int = 0
     finished: bool = False
 
+    @property
+    def place(self) -> float:
+        """In the schedule: the share that is spent of what training has of the budget."""
+        return (self.progress - self.begun) / (1 - self.begun)
+
 
 class Positions:
     """The file of each step's place in the schedule, written before the step: a resumed run takes the same steps again."""

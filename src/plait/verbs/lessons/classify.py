@@ -12,7 +12,7 @@ import torch
 
 from plait.core.model import Model
 from plait.data.columns import columns_of
-from plait.data.examples import Examples, ExampleSet, example_set
+from plait.data.examples import ExampleSet, example_set
 from plait.data.report import Report
 from plait.data.tables import read_rows
 from plait.errors import InputError
@@ -203,7 +203,7 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
     return made
 
 
-def measure(objective: Classifying, batches: Sequence[Examples], labels: Labels) -> Callable[[Model], dict[str, float]]:
+def measure(objective: Classifying, batches: Sequence[Any], labels: Labels) -> Callable[[Model], dict[str, float]]:
     def figures(net: Model) -> dict[str, float]:
         counted = counter(labels)
         for batch in batches:

@@ -1,11 +1,10 @@
 """Classification of pictures and clips: read, counted, split, and an encoder for them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from plait.core.model import Model
 from plait.data.columns import columns_of
 from plait.data.picture_feed import PictureSet, read
 from plait.data.picture_rows import PictureRow, kind_of, read_pictures, size_of
@@ -15,7 +14,7 @@ from plait.tasks.classifying import Classifying
 from plait.tasks.detecting import pixels_of
 from plait.train.log import Reporter
 from plait.verbs.eval import Eval
-from plait.verbs.lessons.classify import Labels, balance, counter, given, plain
+from plait.verbs.lessons.classify import Labels, balance, counter, given, measure, plain
 from plait.verbs.lessons.lesson import Lesson, Say, has_towers, presets_of
 from plait.verbs.lessons.named import files_of
 from plait.verbs.lessons.rows import rounded, trained_by
@@ -88,17 +87,6 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say, kind: str) -> Le
     done = picture_lesson(start, objective, made, verb.seed, labels.said())
     done.measure = measure(objective, done.valid, labels)
     return done
-
-
-def measure(objective: Classifying, batches: Sequence[Any], labels: Labels) -> Callable[[Model], dict[str, float]]:
-    def figures(net: Model) -> dict[str, float]:
-        counted = counter(labels)
-        for batch in batches:
-            scores = objective.scores(net, objective.on_device(net, batch)).float().cpu()
-            counted.add(plain(batch.answers.numpy(), labels), given(scores, labels))
-        return counted.figures()
-
-    return figures
 
 
 def score(verb: Eval, ready: Any) -> dict[str, Any]:
