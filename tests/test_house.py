@@ -46,7 +46,7 @@ LIBRARIES: dict[str, set[str]] = {
     "models": {"torch"},
     "weights": {"torch", "numpy", "safetensors"},
 }
-REFERENCES = {"accelerate", "ctranslate2", "diffusers", "fairseq2", "timm", "torchtune", "transformers"}  # in bench and tests only
+REFERENCES = {"accelerate", "ctranslate2", "diffusers", "fairseq2", "peft", "timm", "torchtune", "transformers"}  # in bench and tests only
 
 
 # ---- who may import whom ----

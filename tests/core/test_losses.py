@@ -109,3 +109,19 @@ def test_huge_scores_stay_finite():
     assert torch.isfinite(total)
     assert torch.isfinite(plain)
     assert torch.isfinite(torch.autograd.grad(total, weight)[0]).all()
+
+
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True), (True, False, True)])
+def test_gradients_of_what_is_not_frozen_are_those_of_all(wanted):
+    """Beside frozen weights (LoRA) the gradient of the hidden vectors is what it is beside trained ones, and so on."""
+    torch.manual_seed(0)
+    given = [torch.randn(7, 5, dtype=torch.float64), torch.randn(11, 5, dtype=torch.float64), torch.randn(11, dtype=torch.float64)]
+    targets, found = torch.randint(0, 11, (7,)), []
+    for kept in ((True, True, True), wanted):
+        parts = [t.clone().requires_grad_(keep) for t, keep in zip(given, kept, strict=True)]
+        linear_cross_entropy(*parts, targets, smoothing=0.1)[0].backward()
+        found.append([p.grad for p in parts])
+    for keep, whole, own in zip(wanted, *found, strict=True):
+        assert (own is None) == (not keep)
+        if own is not None:
+            torch.testing.assert_close(own, whole, rtol=0, atol=1e-12)

@@ -69,6 +69,13 @@ def test_two_layers_share_the_places_but_not_the_vectors():
     assert first[2].real.tolist() == [[True] * 3 + row for row in REAL.tolist()]
 
 
-def test_packed_documents_are_refused():
-    with pytest.raises(ValueError, match="packed documents"):
-        Memory(3, 2, 4).before(Places(4, segment=torch.zeros(2, 4, dtype=torch.long)), 2)
+@pytest.mark.parametrize("kernel", [reference, sdpa])
+def test_packed_documents_all_see_it_and_not_each_other(kernel):
+    """Two documents in one row are what each of them is alone."""
+    torch.manual_seed(0)
+    step = Attention(8, 2, mask=causal, memory=Memory(3, 2, 4)).double()
+    x = torch.randn(1, 5, 8, dtype=torch.float64)
+    segment = torch.tensor([[0, 0, 1, 1, 1]])
+    packed = step(x, Call(Stream(x, segment=segment), kernel), ())
+    alone = [step(part, Call(Stream(part), kernel), ()) for part in (x[:, :2], x[:, 2:])]
+    assert_close(packed, torch.cat(alone, 1))

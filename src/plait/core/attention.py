@@ -157,6 +157,7 @@ class CrossAttention(Attention):
         memory = call.memories.get(self.source)
         if memory is None:
             raise ValueError(f"{'.'.join(map(str, path))} reads the tower {self.source!r}, which was not run: its input is missing")
+        memory = memory.whole
         k, v = self.keys_values(memory, call) if call.cache is None else call.cache.once(path, lambda: self.keys_values(memory, call))
         return k, v, memory.places
 

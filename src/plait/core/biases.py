@@ -5,6 +5,8 @@ A bias is called as bias(q [B, H, L, K] or None, places of queries, places of ke
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -94,3 +96,16 @@ class Shaw(nn.Module):
         clipped = distance(q_places, k_places).clamp(-self.max_distance, self.max_distance) + self.max_distance
         scores = q @ self.weight.T * self.scale  # [B, H, L, 2m + 1]
         return scores.gather(-1, clipped.expand(*scores.shape[:-1], -1))
+
+
+class SomeHeads(nn.Module):
+    """A `fixed` bias for some of the heads it was made for, [1, H, L, S] of them: of a lent table each layer may have kept others."""
+
+    fixed = True
+
+    def __init__(self, bias: Any, heads: Sequence[int]):
+        super().__init__()
+        self.bias, self.heads = bias, list(heads)
+
+    def forward(self, q: Tensor | None, q_places: Places, k_places: Places) -> Float[Tensor, "1 H L S"]:
+        return self.bias(q, q_places, k_places)[:, self.heads]

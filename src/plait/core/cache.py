@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.core.stream import Call, Places, Stream
+from plait.core.stream import Call, Places, Stream, ahead
 from plait.core.trunks import Chain, Group, Trunk, grouped, ids_of, length_of
 
 WORTH = 4096  # entries, copies of which are spared, from which on sharing is faster than copying (docs/log.md)
@@ -95,18 +95,19 @@ class Cache:
 
         `reach`: how many slots back an entry sees; None: all.
         """
-        parts, stop = self.pack(k, v), self.length + k.shape[2]
+        first = call.stream.start  # `length`, but where a prompt's entries come before slot 0
+        parts, stop = self.pack(k, v), first + k.shape[2]
         if path not in self.buffers:
-            self.reaches[path], self.begins[path] = reach, self.length
+            self.reaches[path], self.begins[path] = reach, first
             self.buffers[path] = tuple(self.empty(part, len(part), path) for part in parts)
         buffers, begin = self.buffers[path], self.begins[path]
         if stop - begin <= buffers[0].shape[2]:
             for buffer, part in zip(buffers, parts, strict=True):
-                buffer[:, :, self.length - begin : stop - begin] = part
+                buffer[:, :, first - begin : stop - begin] = part
             held = buffers
         else:
-            held, begin = self.moved(path, parts)
-        start = begin if reach is None else max(begin, self.length - reach)
+            held, begin = self.moved(path, parts, first)
+        start = begin if reach is None else max(begin, first - reach)
         keys, values = self.unpack([part[:, :, start - begin : stop - begin] for part in held])
         return keys, values, call.once(("cached places", start), lambda: self.places(stop, k.device, start))
 
@@ -126,11 +127,14 @@ class Cache:
         slots, reach = self.max_length - self.begins[path], self.reaches[path]
         return like.new_empty(rows, like.shape[1], slots if reach is None else min(slots, reach + reach // 4 + 2 * BACK), like.shape[3])
 
-    def moved(self, path: tuple, parts: Sequence[Tensor]) -> tuple[list[Tensor], int]:
-        """Makes room in a window's buffer and appends; returns what new entries may see and more, and the slot where that begins."""
+    def moved(self, path: tuple, parts: Sequence[Tensor], first: int) -> tuple[list[Tensor], int]:
+        """Makes room in a window's buffer and appends from slot `first` on.
+
+        Returns what new entries may see and more, and the slot where that begins.
+        """
         buffers, reach = self.buffers[path], self.reaches[path]
         assert reach is not None  # other buffers have room for all slots
-        stop, held = self.length + parts[0].shape[2], self.length - self.begins[path]
+        stop, held = first + parts[0].shape[2], first - self.begins[path]
         before = slice(max(0, held - reach - BACK), held)
         whole = [torch.cat([buffer[:, :, before], part], 2) for buffer, part in zip(buffers, parts, strict=True)]
         size = whole[0].shape[2]
@@ -141,7 +145,7 @@ class Cache:
         return whole, stop - size
 
     def places(self, stop: int, device: torch.device, start: int = 0) -> Places:
-        real = None if self.real is None else self.real[:, start:stop]
+        real = None if self.real is None else ahead(self.real[:, max(0, start) : stop], max(0, -start), True)
         if any(own > start for own in self.own):  # a row's slots before its own are its trunks'
             behind = torch.arange(start, stop, device=device) >= torch.tensor(self.own, device=device)[:, None]
             real = behind if real is None else real & behind

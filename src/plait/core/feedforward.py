@@ -82,7 +82,8 @@ class _FusedFFN(torch.autograd.Function):
         else:
             slope = torch.mm(x, up.t())
             hidden = fused.activated(kind, slope, a)
-        ctx.save_for_backward(x, hidden, slope, up, down)
+        wanted = ctx.needs_input_grad  # beside frozen weights their inputs are not needed
+        ctx.save_for_backward(x if wanted[1] else None, hidden if wanted[3] or slope is None else None, slope, up, down)
         return affine(hidden, down, b)
 
     @staticmethod

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from plait.core.cache import Cache
+from plait.errors import InputError
 
 
 def joined(caches: Sequence[Cache], max_length: int) -> Cache:
@@ -23,14 +24,20 @@ def joined(caches: Sequence[Cache], max_length: int) -> Cache:
         begins = [max(padding, cache.begins.get(path, cache.length)) for cache, padding in zip(caches, paddings, strict=True)]
         held = [cache.length - begin for cache, begin in zip(caches, begins, strict=True)]
         out.reaches[path] = next(cache.reaches[path] for cache in caches if path in cache.reaches)
-        out.begins[path] = out.length - max(held)
+        front = max(0, *(-cache.begins.get(path, 0) for cache in caches))  # entries of a prompt, before slot 0
+        width = out.length if front else max(held)
+        out.begins[path] = out.length - width - front
         out.buffers[path] = tuple(out.empty(part, sum(counts), path) for part in parts)
+        if front + width > out.buffers[path][0].shape[2]:
+            raise InputError("texts of so different lengths, with a prompt and a window, do not fit together: continue them one by one")
         for i, buffer in enumerate(out.buffers[path]):
             for cache, size, rows in zip(caches, held, buffer.split(counts), strict=True):
-                rows[:, :, : max(held) - size] = 0  # masked, but a weight of 0 times what lay in memory may be NaN
+                rows[:, :, : front + width - size] = 0  # masked, but a weight of 0 times what lay in memory may be NaN
                 if size:
                     stop = cache.length - cache.begins[path]
-                    rows[:, :, max(held) - size : max(held)] = cache.buffers[path][i][:, :, stop - size : stop]
+                    rows[:, :, front + width - size : front + width] = cache.buffers[path][i][:, :, stop - size : stop]
+                if front and cache.begins.get(path) == -front:
+                    rows[:, :, :front] = cache.buffers[path][i][:, :, :front]
     real = torch.ones(sum(counts), max_length, dtype=torch.bool, device=caches[0].device)
     for cache, padding, rows in zip(caches, paddings, real.split(counts), strict=True):
         begin = out.length - (cache.length - padding)
@@ -47,7 +54,7 @@ def joined(caches: Sequence[Cache], max_length: int) -> Cache:
     if any(cache.chains for cache in caches):
         for cache, count in zip(caches, counts, strict=True):
             out.chains += cache.chains or [()] * count
-            out.own += [own + out.length - cache.length for own in cache.own] or [0] * count
+            out.own += [own + out.length - cache.length for own in cache.own] or [min(0, *out.begins.values())] * count
     for path in caches[0].kept:
         out.kept[path] = tuple(padded_rows(parts, 2) for parts in zip(*(cache.kept[path] for cache in caches), strict=True))
     return out

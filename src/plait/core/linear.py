@@ -137,7 +137,7 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, *weights: Tensor | None) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(x, *weights[::2])
+        ctx.save_for_backward(x if any(ctx.needs_input_grad[1::2]) else None, *weights[::2])  # beside frozen weights x is not needed
         return tuple(affine(x, weight, bias) for weight, bias in zip(weights[::2], weights[1::2], strict=True))  # type: ignore[arg-type]
 
     @staticmethod

@@ -1,5 +1,7 @@
 """Cross-entropy with label smoothing, straight from hidden vectors, so that the logits of a large vocabulary are never all held."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +22,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         """hidden [N, D], weight [V, D], targets [N] -> (sum of smoothed losses, sum of plain negative log-likelihoods)."""
         half = half_of(hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            found = _sums(hidden.to(weight.dtype), weight, bias, targets, smoothing, any(ctx.needs_input_grad[:3]), half)
+            found = _sums(hidden.to(weight.dtype), weight, bias, targets, smoothing, ctx.needs_input_grad[:3], half)
         total, plain, *grads = found
         ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(plain)
@@ -41,12 +43,22 @@ def half_of(device: torch.device) -> torch.dtype | None:
 
 
 def _sums(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float, wanted: bool, half: torch.dtype | None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    smoothing: float,
+    wanted: Sequence[bool],
+    half: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(total, plain, gradients of hidden, weight and bias where they are wanted); with `half` products are in that type, sums are not."""
+    """(total, plain, gradients of hidden, weight and bias, of each where it is wanted); with `half` products are in that type, sums not.
+
+    The gradient of frozen weights, a third of the work, is not computed.
+    """
     vocabulary = weight.shape[0]
-    grad_hidden, grad_weight = (torch.empty_like(hidden), torch.zeros_like(weight)) if wanted else (None, None)
-    grad_bias = torch.zeros_like(bias) if wanted and bias is not None else None
+    grad_hidden = torch.empty_like(hidden) if wanted[0] else None
+    grad_weight = torch.zeros_like(weight) if wanted[1] else None
+    grad_bias = torch.zeros_like(bias) if wanted[2] and bias is not None else None
     total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
     plain = torch.zeros_like(total)
     short = None if half is None else weight.to(half)
@@ -64,23 +76,26 @@ def _sums(
         nll = (log_z - at_target).sum()
         plain += nll
         total += nll if mean is None else (1 - smoothing) * nll + smoothing * (log_z.sum() - mean)
-        if grad_hidden is None or grad_weight is None:
+        if not any(wanted):
             continue
         e.scatter_add_(1, t, (smoothing - 1) * s)
-        if short is None:
+        p = None if short is None else (e / s).to(half)
+        if grad_hidden is not None and p is None:
             torch.mm(e, weight, out=grad_hidden[start : start + rows]).div_(s)
-            grad_weight.addmm_(e.T, h / s)
-        else:
-            p = (e / s).to(half)
+        elif grad_hidden is not None:
             grad_hidden[start : start + rows] = p @ short
+        if grad_weight is not None and p is None:
+            grad_weight.addmm_(e.T, h / s)
+        elif grad_weight is not None:
             grad_weight += p.T @ h.to(half)
         if grad_bias is not None:
             grad_bias.addmv_(e.T, (1 / s)[:, 0])
-    if smoothing and grad_hidden is not None and grad_weight is not None:
+    if smoothing and grad_hidden is not None:
         grad_hidden.sub_(weight.sum(0), alpha=smoothing / vocabulary)
+    if smoothing and grad_weight is not None:
         grad_weight.sub_(hidden.sum(0), alpha=smoothing / vocabulary)
-        if grad_bias is not None:
-            grad_bias.sub_(smoothing * len(hidden) / vocabulary)
+    if smoothing and grad_bias is not None:
+        grad_bias.sub_(smoothing * len(hidden) / vocabulary)
     return total, plain, grad_hidden, grad_weight, grad_bias
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plait.core.stream import Places
+from plait.core.stream import EVERYONE, Places
 
 
 class Mask:
@@ -113,12 +113,13 @@ class Real(Mask):
 
 @dataclass(frozen=True)
 class SameDocument(Mask):
-    """Packed documents do not see each other. Joined by itself where a stream has segments."""
+    """Packed documents do not see each other, but what is `EVERYONE`'s. Joined by itself where a stream has segments."""
 
     def allows(self, q: Places, k: Places) -> Tensor:
         if q.segment is None or k.segment is None:
             return torch.ones(1, k.length, dtype=torch.bool, device=k.device)
-        return (q.segment[:, :, None] == k.segment[:, None, :])[:, None]
+        same = q.segment[:, :, None] == k.segment[:, None, :]
+        return (same | (k.segment == EVERYONE)[:, None, :])[:, None]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A model: named towers, what feeds what, and heads."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,12 @@ from plait.core.stream import Call, Stream, Watcher, stream
 
 
 class Tower(nn.Module):
-    """An embedding, a stack of blocks, a final norm, dropout after it (T5). `owns` are parts that its layers share (T5's bias table)."""
+    """An embedding, a stack of blocks, a final norm, dropout after it (T5). `owns` are parts that its layers share (T5's bias table).
+
+    A `prompt` puts entries before its own, which only other towers read.
+    """
+
+    prompt: Callable[[Stream], Stream] | None = None
 
     def __init__(self, embed: nn.Module, blocks: Stack, norm: nn.Module | None = None, dropout: float = 0.0, **owns: nn.Module):
         super().__init__()
@@ -24,12 +30,14 @@ class Tower(nn.Module):
 
     def forward(self, s: Stream, call: Callable[[Stream], Call], name: str) -> Stream:
         s = self.embed(s)
-        c = call(s)
+        longer = s if self.prompt is None else self.prompt(s)
+        c = call(longer)
         if (program := lowered(self, name, c)) is not None:
             return s.having(x=program(s.x, c))
-        x = self.blocks(s.x, c, (name,))
+        x = self.blocks(longer.x, c, (name,))
         x = x if self.norm is None else self.norm(x)
-        return s.having(x=dropout(x, self.dropout, self.training))
+        x, n = dropout(x, self.dropout, self.training), longer.length - s.length
+        return s.having(x=x[:, n:], prompt=x[:, :n]) if n else s.having(x=x)
 
 
 class Model(nn.Module):
@@ -39,9 +47,11 @@ class Model(nn.Module):
     `kernel` is used by every attention; assign `kernels.reference` to follow the textbook formula. `init` sets the initial values
     that a paper wants other than each part's own. With `exact`, what is computed without gradients is a native program's
     (`core/program.py`) whatever the number of rows, so that a row's numbers are the same bits in any batch.
+    `shape` lists what was taken out of it since its page built it (`core/shape.py`).
     """
 
     exact = False
+    shape: Sequence[Mapping[str, Any]] = ()
 
     def __init__(self, heads: dict[str, nn.Module] | None = None, init: Callable[["Model"], None] | None = None, **towers: nn.Module):
         super().__init__()

@@ -59,6 +59,8 @@ class Program:
 
     def __init__(self, tower: "Tower", name: str, d_model: int):
         """Raises `CannotLower`."""
+        if tower.prompt is not None:
+            raise CannotLower("entries of a prompt before its own")
         made = Lowering(name, d_model, tower.blocks, tower.norm)
         if (library := _library()) is None:
             raise CannotLower("no native library to run it")
@@ -133,7 +135,7 @@ class Program:
 
     def places(self, step: Any, length: int, call: Call) -> Places:
         if isinstance(step, CrossAttention):
-            return call.memories[step.source].places
+            return call.memories[step.source].whole.places
         if (cache := call.cache) is None:
             return call.stream.places
         return cache.places(cache.length + length, call.stream.x.device)

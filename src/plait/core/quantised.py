@@ -5,12 +5,14 @@ Values stand in groups of 32 along a row, each group with a scale in float16. In
 These are the numbers of the GGUF types Q8_0, Q4_1 and Q4_0, in another order.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from plait.core import native
 from plait.core.embeddings import Tokens
@@ -68,7 +70,9 @@ class Quantised(nn.Module):
         if x.shape[-1] != self.d_in:
             raise ValueError(f"rows of {x.shape[-1]} values do not fit a matrix of {self.d_in} columns")
         wanted = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-        if wanted or x.dtype != torch.float32:
+        if wanted:
+            return _Product.apply(x, self.codes, self.scale, self.least, bias, self.d_out, self.rounding)  # type: ignore[return-value]
+        if x.dtype != torch.float32:
             return in_torch(x, self.codes, self.scale, self.least, bias, self.d_out, self.rounding)
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
         # Called straight in eager mode: the way through torch's dispatcher takes 20 us, a small product 10.
@@ -172,31 +176,42 @@ def encoded8(w: Float[Tensor, "N G 32"]) -> tuple[Tensor, Tensor, None]:
     return codes.to(torch.int8).view(torch.uint8), scale, None
 
 
-def encoded4(w: Float[Tensor, "N G 32"]) -> tuple[Tensor, Tensor, Tensor]:
+def encoded4(
+    w: Float[Tensor, "N G 32"], weighing: Float[Tensor, "G 32"] | None = None, shrinks: Sequence[float] = SHRINKS
+) -> tuple[Tensor, Tensor, Tensor]:
     """Codes [N, G, 16], scales and least values [N, G]: of some ranges the one with the least squared error.
 
-    Each range's codes are fitted once more: the scale and the least value that are best for these codes (least squares).
+    Each range's codes are fitted once more: the scale and the least value that are best for these codes (least squares). `weighing`
+    says what a square counts, and adds up to 1 in each group.
     """
+
+    def mean(x: Tensor) -> Tensor:
+        return x.mean(-1) if weighing is None else (x * weighing).sum(-1)
+
     low, high = w.amin(-1), w.amax(-1)
     best: tuple[Tensor, ...] | None = None
-    for shrink in SHRINKS:
+    for shrink in shrinks:
         scale = (high - low) * (shrink / 15)
         least = low + (high - low) * ((1 - shrink) / 2)
         for _ in range(2):
             q = _codes4(w, scale.half(), least.half())
             found = (q, scale.half(), least.half())
-            error = (q * found[1].float()[..., None] + found[2].float()[..., None] - w).square_().sum(-1)
+            error = mean((q * found[1].float()[..., None] + found[2].float()[..., None] - w).square_())
             if best is None:
                 best = (*found, error)
             else:
                 better = ~(error >= best[-1])
                 best = tuple(torch.where(better[..., None] if a.ndim == 3 else better, a, b) for a, b in zip((*found, error), best))
-            mean, centred = w.mean(-1), q - q.mean(-1, keepdim=True)
-            scale = (centred * w).sum(-1) / _divisor(centred.square().sum(-1))
-            least = mean - scale * q.mean(-1)
+            centred = q - mean(q)[..., None]
+            scale = mean(centred * w) / _divisor(mean(centred.square()))
+            least = mean(w) - scale * mean(q)
     assert best is not None
-    q = best[0].to(torch.uint8)
-    return q[..., :16] | q[..., 16:] << 4, best[1], best[2]
+    return halved(best[0].to(torch.uint8)), best[1], best[2]
+
+
+def halved(codes: UInt8[Tensor, "N G 32"]) -> UInt8[Tensor, "N G 16"]:
+    """Codes of 4 bits, two in a byte."""
+    return codes[..., :16] | codes[..., 16:] << 4
 
 
 def _codes4(w: Tensor, scale: Tensor, least: Tensor) -> Tensor:
@@ -254,12 +269,42 @@ def in_torch(x: Tensor, codes: Tensor, scale: Tensor, least: Tensor | None, bias
     """The product in torch's own operations, on any device: blocks of the matrix become numbers, one after another."""
     if rounding:
         x = x + (rounded(x.detach()) - x.detach()) if x.requires_grad else rounded(x)
-    step = max(1, AT_ONCE // (LANES * GROUP * codes.shape[1]))
-    parts = [None if t is None else t.split(step) for t in (codes, scale, least)]
-    least_parts = parts[2] or [None] * len(parts[0] or ())
-    blocks = zip(parts[0] or (), parts[1] or (), least_parts, strict=True)
-    y = torch.cat([x @ _values(*block, x.dtype)[:, : x.shape[-1]].t() for block in blocks], -1)[..., :d_out]
+    y = torch.cat([x @ block[:, : x.shape[-1]].t() for block in _blocks(codes, scale, least, x.dtype)], -1)[..., :d_out]
     return y if bias is None else y + bias
+
+
+def _blocks(codes: Tensor, scale: Tensor, least: Tensor | None, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The values [some rows, d_in], counted up, one block after another: never all of a large matrix at once."""
+    step = max(1, AT_ONCE // (LANES * GROUP * codes.shape[1]))
+    for at in range(0, len(codes), step):
+        yield _values(*(None if t is None else t[at : at + step] for t in (codes, scale, least)), dtype)  # type: ignore[arg-type]
+
+
+class _Product(torch.autograd.Function):
+    """The product in learning: nothing is kept for the way back, which takes the values out of their codes again."""
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, codes: Tensor, scale: Tensor, least: Tensor | None, bias: Tensor | None, d_out: int, rounding: bool
+    ) -> Tensor:
+        ctx.save_for_backward(codes, scale, least)
+        ctx.d_in = x.shape[-1]
+        return (_product if x.dtype == torch.float32 else in_torch)(x, codes, scale, least, bias, d_out, rounding)
+
+    @staticmethod
+    @once_differentiable  # a second derivative would be wrong without a word
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        back, at = None, 0
+        if ctx.needs_input_grad[0]:
+            back = grad.new_zeros(grad.numel() // grad.shape[-1], ctx.d_in)
+            rows = grad.flatten(0, -2)
+            for block in _blocks(*ctx.saved_tensors, grad.dtype):  # type: ignore[call-arg]
+                some = rows[:, at : at + len(block)]  # the last block may be counted up
+                back.addmm_(some, block[: some.shape[1], : ctx.d_in])
+                at += len(block)
+            back = back.view(*grad.shape[:-1], ctx.d_in)
+        sums = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[4] else None
+        return back, None, None, None, sums, None, None
 
 
 _native = native.product

@@ -84,7 +84,8 @@ class Rotary:
         found = self.known.get((device, dtype, d))
         if found is None or len(found[0]) < n:
             length = max(128, 1 << max(n - 1, 1).bit_length())
-            found = self.known[device, dtype, d] = self.computed(torch.arange(length, device=device), d, dtype)
+            with torch.inference_mode(False):  # kept for passes with gradients too
+                found = self.known[device, dtype, d] = self.computed(torch.arange(length, device=device), d, dtype)
         return found
 
     def __call__(self, x: Float[Tensor, "B H L K"], s: Stream, call: Call) -> Float[Tensor, "B H L K"]:

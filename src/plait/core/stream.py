@@ -26,6 +26,16 @@ class cached_property:
         return found
 
 
+EVERYONE = -1  # the segment of what all documents of a row see
+
+
+def ahead(values: Tensor | None, n: int, value: Any) -> Tensor | None:
+    """values [B, L, ...] with n times `value` before them."""
+    if values is None:
+        return None
+    return torch.cat([values.new_full((len(values), n, *values.shape[2:]), value), values], 1)
+
+
 @dataclass(frozen=True, eq=False)
 class Places:
     """Where L entries stand: their slots (absolute places in their sequence), which are real, and which document each belongs to.
@@ -78,6 +88,7 @@ class Stream:
     pos: Tensor | None = None  # [B, L, D] position vectors that attention adds to queries and keys (DETR), never to values
     grid: tuple[int, ...] | None = None  # (T, H, W) or (H, W) where the entries form one
     before: Tensor | None = None  # [B, start] the ids in the slots before these, -1 for padding: for embeddings that look back
+    prompt: Tensor | None = None  # [B, n, D] of a finished stream: entries before its own that only other towers read
 
     @property
     def length(self) -> int:
@@ -94,6 +105,25 @@ class Stream:
         if self.real is not None and self.start == 0:
             return (self.real.cumsum(1) - 1).clamp_min_(0)
         return self.places.slots
+
+    @cached_property
+    def whole(self) -> "Stream":
+        """With the entries of a prompt, as other towers read it."""
+        return self if self.prompt is None else self.behind(self.prompt).having(prompt=None)
+
+    def behind(self, x: Tensor) -> "Stream":
+        """With entries x [B, n, D] before its own, in slots and at positions -n .. -1, which all documents see."""
+        n, positions = x.shape[1], self.at_positions().double()
+        first = torch.arange(-n, 0, device=x.device, dtype=positions.dtype)
+        first = first.view(-1, *[1] * max(0, positions.dim() - 2)).expand(*positions.shape[: positions.dim() > 1], n, *positions.shape[2:])
+        return self.having(
+            x=torch.cat([x, self.x], 1),
+            start=-n,
+            real=ahead(self.real, n, True),
+            segment=ahead(self.segment, n, EVERYONE),
+            positions=torch.cat([first, positions], min(1, positions.dim() - 1)),
+            pos=ahead(self.pos, n, 0),
+        )
 
     def having(self, **changes: Any) -> "Stream":
         return replace(self, **changes)

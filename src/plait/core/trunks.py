@@ -34,7 +34,8 @@ class Trunk:
         if any(parts[0].shape[2] < self.length for parts in self.parts.values()):
             return None
         if length not in self.shorter:
-            parts = {path: tuple(part[:, :, :length] for part in parts) for path, parts in self.parts.items()}
+            cut = self.length - length  # from the end: a prompt's entries may stand before the trunk's own
+            parts = {path: tuple(part[:, :, : part.shape[2] - cut] for part in parts) for path, parts in self.parts.items()}
             self.shorter[length] = Trunk(self.offset, length, parts, None if self.ids is None else self.ids[:length])
         return self.shorter[length]
 

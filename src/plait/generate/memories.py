@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from plait.core.joining import padded_rows
 from plait.core.stream import Stream
 
-BY_ROW = ("x", "real", "segment", "positions", "pos")
+BY_ROW = ("x", "real", "segment", "positions", "pos", "prompt")
 
 
 def kept(memory: Stream, rows: Tensor) -> Stream:
@@ -30,4 +31,6 @@ def together(memories: Sequence[Stream]) -> Stream:
     positions = None
     if memories[0].positions is not None or real is not None:
         positions = padded_rows([memory.at_positions().expand(*memory.x.shape[:2]) for memory in memories], 1)
-    return Stream(padded_rows([memory.x for memory in memories], 1), real=real, positions=positions, pos=pos)
+    prompts = [memory.prompt for memory in memories if memory.prompt is not None]
+    prompt = torch.cat(prompts) if prompts else None
+    return Stream(padded_rows([memory.x for memory in memories], 1), real=real, positions=positions, pos=pos, prompt=prompt)
