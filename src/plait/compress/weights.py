@@ -1,12 +1,16 @@
 """Weights in 8 or 4 bits: a pass over a finished model, the way back from a file, and GGUF's blocks taken as they are."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from plait.compress.aware import aware
+from plait.compress.calibration import Moments
+from plait.compress.gptq import gptq
 from plait.core.embeddings import Tokens
 from plait.core.linear import Linear
 from plait.core.quantised import GROUP, Quantised, packed, place, quantised
@@ -27,7 +31,15 @@ class Quantising:
     blocks of a GGUF that have no more than `bits` bits stay as they are, without a second rounding.
     """
 
-    def __init__(self, net: nn.Module, bits: int, only: Sequence[str] = ("*",), activations: str = "int8"):
+    def __init__(
+        self,
+        net: nn.Module,
+        bits: int,
+        only: Sequence[str] = ("*",),
+        activations: str = "int8",
+        method: str = "nearest",
+        moments: Moments | None = None,
+    ):
         names = [name for name, _ in net.named_modules()]
         lost = [pattern for pattern in only if not any(fnmatchcase(name, pattern) for name in names)]
         faults = [f"{pattern!r} matches no part; patterns are like 'decoder.blocks.*'" for pattern in lost]
@@ -35,12 +47,20 @@ class Quantising:
             faults.append(f"bits={bits!r}: expected {choices(map(str, BITS))}")
         if activations not in ACTIVATIONS:
             faults.append(f"activations={activations!r}: expected {choices(ACTIVATIONS)}")
+        if method not in METHODS:
+            faults.append(f"method={method!r}: expected {choices(METHODS)}{_meant(method)}")
+        elif bits in BITS and bits not in (allowed := METHODS[method][1]):
+            faults.append(f"method={method!r} goes with {choices(map(str, allowed))} bits, not with {bits}")
+        if method != "nearest" and not moments:
+            faults.append(f"method={method!r} needs the second moments of what the matrices are given (`plait.compress.moments`)")
         parts = {name: part for name, part in _parts(net).items() if any(fnmatchcase(name, pattern) for pattern in only)}
+        if moments and (odd := [name for name, part in parts.items() if name in moments and len(moments[name]) != part.weight.shape[1]]):
+            faults += [f"{name}: moments of {len(moments[name])} inputs for a matrix of {parts[name].weight.shape[1]}" for name in odd]
         if not parts and not faults:
             faults.append("no Linear and no token embedding is left that is not quantised")
         if faults:
             raise InputError("the model cannot be quantised so; it was left as it was", faults)
-        self.net, self.bits, self.activations = net, bits, activations
+        self.net, self.bits, self.activations, self.encode, self.moments = net, bits, activations, METHODS[method][0], moments or {}
         self.parts = {f"{name}.weight": part for name, part in parts.items()}
         self.matrices: dict[str, Quantised] = {}
         self.faults: list[str] = []
@@ -54,7 +74,8 @@ class Quantising:
         name = ours.removesuffix(".weight")
         try:
             if kind is None:
-                self.matrices[name] = quantised(rows, self.bits, self.activations == "int8")
+                encode = self.encode if name in self.moments else _nearest
+                self.matrices[name] = encode(rows, self.bits, self.moments.get(name), self.activations == "int8")
             else:
                 self.matrices[name] = from_gguf(rows, kind, self.parts[ours].weight.shape, self.activations)
         except ValueError as error:
@@ -69,14 +90,25 @@ class Quantising:
 
 
 @torch.no_grad()
-def quantise(net: Net, bits: int = 8, *, only: Sequence[str] = ("*",), activations: str = "int8") -> Net:
+def quantise(
+    net: Net,
+    bits: int = 8,
+    *,
+    only: Sequence[str] = ("*",),
+    activations: str = "int8",
+    method: str = "nearest",
+    moments: Moments | None = None,
+) -> Net:
     """Every `Linear` and token embedding (a tied output with it) gets a matrix of 8 or 4 bits a value, in place; returns the model.
 
     `only` are patterns of their names (`decoder.blocks.*`, `*.embed.tokens`): a second pass with other bits takes the rest, since
     what is quantised stays. `activations="int8"` rounds what is multiplied, too, to 127 steps of each group of 32: faster, and beside
     4 bits without consequence. Positions, norms and biases stay. InputError where nothing is left to do or a weight cannot be held.
+
+    `method` is how codes are found: "nearest" rounds; "gptq" and, in 4 bits, "awq" know by `moments` (`calibration.moments`) what the
+    matrices are multiplied by. All fill the same bits; a matrix without a moment is rounded to the nearest.
     """
-    made = Quantising(net, bits, only, activations)
+    made = Quantising(net, bits, only, activations, method, moments)
     if meta := [name for name, part in made.parts.items() if part.weight.is_meta]:
         raise InputError(f"{len(meta)} weights have no values yet, {meta[0]} among them: load the checkpoint first")
     for name, part in made.parts.items():
@@ -98,6 +130,13 @@ def limited(net: Net, bits: int) -> Net:
 def is_quantised(names: Iterable[str]) -> bool:
     """Whether a state's names are those of a model that `quantise` has made."""
     return any(MATRIX in name for name in names)
+
+
+def numbers(net: nn.Module) -> dict[str, Tensor]:
+    """A model's state by the names it has without quantised matrices: of these the numbers of their codes, float32."""
+    state = {name: t for name, t in net.state_dict().items() if MATRIX not in name}
+    parts = ((name, part) for name, part in net.named_modules() if isinstance(part, Quantised))
+    return state | {f"{name.removesuffix(MATRIX.rstrip('.'))}.weight": part.values() for name, part in parts}
 
 
 def restore(net: Net, state: Mapping[str, Tensor], *, activations: str = "int8") -> Net:
@@ -144,6 +183,23 @@ def from_gguf(data: Tensor, kind: str, shape: Sequence[int], activations: str = 
     halves = blocks[..., :head].contiguous().view(torch.float16)
     least = halves[..., 1] if kind == "Q4_1" else None
     return packed(blocks[..., head:], halves[..., 0], least, d_in, activations == "int8")
+
+
+def _nearest(weight: Tensor, bits: int, moment: Tensor | None, rounding: bool) -> Quantised:
+    return quantised(weight, bits, rounding)
+
+
+def _meant(method: str) -> str:
+    near = get_close_matches(method, METHODS, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+# What finds the codes of a matrix [d_out, d_in] for the moment [d_in, d_in] of its inputs, and the bits it is for.
+METHODS: dict[str, tuple[Callable[..., Quantised], tuple[int, ...]]] = {
+    "nearest": (_nearest, BITS),
+    "gptq": (gptq, BITS),
+    "awq": (aware, (4,)),
+}
 
 
 def _parts(net: nn.Module) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def opened(folder: Path, config: dict[str, Any], net: Model, device: str, bits: 
     dtypes = {dtype: sum(one == dtype for one, _ in held.values()) for dtype, _ in held.values()}
     certificate = Certificate(str(folder), {name: (name,) for name in held}, order=tuple(held), dtypes=dtypes)
     certificate = replace(certificate, numbers=sum(count for _, count in held.values()))
-    settings = models.PAGES[config["arch"]].Config(**config["config"])
+    settings = models.PAGES[config["arch"]].Config(**{name: value for name, value in config["config"].items() if name != "shape"})
     said, generation = config.get("answers", {}), config.get("generation", {})
     tokenizers, preparation = None if tokenizer is None else (tokenizer, tokenizer), preparation_of(folder, net) if pictures else None
     return kind(Parts(folder, net, tokenizers, certificate, config["max_length"], said, generation, settings, preparation))

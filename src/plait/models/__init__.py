@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any
 
 from plait.core.model import Model
+from plait.core.shape import shaped
 from plait.models import (
     albert,
     bart,
@@ -51,14 +52,22 @@ PAGES: dict[str, ModuleType] = {
 
 
 def build(arch: str, config: dict[str, Any]) -> Model:
-    """A saved description {"arch": ..., "config": {...}} as a model; unknown settings are an error, never ignored."""
+    """A saved description {"arch": ..., "config": {...}} as a model; unknown settings are an error, never ignored.
+
+    The setting `shape`, which every page has, lists what was taken out of the model since its page built it (`core/shape.py`).
+    """
+    config = dict(config)
+    shapes = config.pop("shape", ())
     if arch not in PAGES:
         raise ValueError(f"no model called {arch!r}: there are {', '.join(PAGES)}")
     page = PAGES[arch]
     known = {f.name for f in fields(page.Config)}
     if unknown := sorted(set(config) - known):
         raise ValueError(f"settings that {arch} does not have: {', '.join(unknown)} (it has {', '.join(sorted(known))})")
-    return page.build(page.Config(**config))
+    net = page.build(page.Config(**config))
+    for shape in shapes:
+        shaped(net, shape)
+    return net
 
 
 def of_pairs(arch: str) -> bool:
