@@ -6,11 +6,15 @@ from typing import Any
 
 from plait.errors import InputError
 
-__all__ = ["InputError", "__version__", "load"]
+__all__ = ["InputError", "__version__", "adapt", "load", "record", "using"]
 __version__ = "0.1.0"
 
 load: Callable[..., Any]  # plait.hub.load
-_LAZY = {"load": "plait.hub"}  # what needs torch is imported when it is first asked for
+record: Callable[..., Any]  # plait.inspect.record.record
+adapt: Callable[..., Any]  # plait.hub.tuned.adapt
+using: Callable[..., Any]  # plait.hub.tuned.using
+# What needs torch is imported when it is first asked for.
+_LAZY = {"load": "plait.hub", "record": "plait.inspect.record", "adapt": "plait.hub.tuned", "using": "plait.hub.tuned"}
 
 
 def __getattr__(name: str):

@@ -222,11 +222,6 @@ def test_the_command_line(folder, capsys):
     assert "input 1: has no [MASK]" in told and "input 3: is" in told and "takes 16" in told
 
 
-def test_a_verb_that_knows_only_translators_says_so(folder, capsys):
-    assert cli.main(["inspect", str(folder), "a", "--out", "a.html"]) == 2
-    assert "its task is fill-mask" in capsys.readouterr().err
-
-
 def test_a_checkpoint_keeps_nothing_of_a_pickle_that_wants_to_run_code(folder, tmp_path):
     class Evil:
         def __reduce__(self):

@@ -19,6 +19,10 @@ DIMMED = 0.55  # how much light of the picture is left under the overlay
 MOST = 0.85  # how opaque the overlay is where the weight is largest
 LUMA = np.array((0.2126, 0.7152, 0.0722))
 EDGE = 1024  # pixels of the longer side of a picture in a page
+HINT = (
+    "Bright is what the chosen entry {does}. Click the picture, or drag over it, to choose another; patches are named row,column. "
+    "The numbers are beside it. Brightness rises faster for small weights, so that faint ones stay visible. "
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,11 @@ class Entries:
         middle = len(before) + (rows // 2) * columns + columns // 2
         return cls(names, places, offered=list(range(len(before), len(names))), first=0 if before else middle)
 
+    @classmethod
+    def nowhere(cls, names: list[str]) -> Self:
+        """What has no place: words, classes."""
+        return cls(names, np.full((len(names), 4), np.nan, np.float32))
+
     def shown(self) -> list[str]:
         """The names as they can be shown; unlike a token's, their spaces are no news."""
         return [visible(name).replace("␣", " ") for name in self.names]
@@ -63,10 +72,6 @@ class Shown:
     maps: list[tuple[Maps, Entries, Entries]]
 
     script = "page_picture.js"
-    hint = (
-        "Bright is what the chosen entry looks at. Click the picture, or drag over it, to choose another; patches are named row,column. "
-        "The numbers are beside it, each row sums to 1. Brightness rises faster for small weights, so that faint attention stays visible."
-    )
 
     def ramps(self) -> tuple[np.ndarray, np.ndarray]:
         """(light, dark): the same, as the picture is dimmed in both."""
@@ -114,6 +119,7 @@ def draw_over(
     layers, heads, n_queries, _ = maps.weights.shape
     query = index_of("query", query, n_queries)
     layer = index_of("layer", layers - 1 if layer is None else layer, layers)
+    head = 0 if head is None and maps.heads is not None else head
     chosen = list(range(heads)) if head is None else [index_of("head", head, heads)]
     height, width = pixels.shape[:2]
     placed = ~np.isnan(keys.places[:, 0])
@@ -141,7 +147,8 @@ def draw_over(
 
     one = len(chosen) == 1
     titles = [""] if one else [f"head {number}" for number in chosen]
-    which = f", head {chosen[0]}" if one and heads > 1 else ""
-    name = f"{maps.kind}, layer {layer}{which}: {queries.shown()[query]}"
+    said = [maps.kind, maps.layers[layer] if maps.layers is not None else f"layer {layer}"]
+    said += [maps.heads[chosen[0]] if maps.heads is not None else f"head {chosen[0]}"] if one and heads > 1 else []
+    name = f"{', '.join(filter(None, said))}: {queries.shown()[query]}"
     ticks = {top * part: f"{top * part:.2g}" for part in (0, 0.1, 0.25, 0.5, 0.75, 1)}
     return sheet(path, name, titles, panel, shape=0.88 * height / width, wide=6.0 if one else 2.4, ticks=ticks)

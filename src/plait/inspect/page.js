@@ -41,8 +41,17 @@ function onto(at) { // ink that can be read on a colour of the ramp: white as lo
   const [r, g, b] = ramp().slice(at, at + 3).map((x) => (x / 255) ** 2.2);
   return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.27 ? "#06070d" : "#fff";
 }
-const headSign = (h) => h < 0 ? "mean" : view.heads > 1 ? String(h) : "all";
-const headName = (h) => h < 0 ? "mean of heads" : view.heads > 1 ? `head ${h}` : "all heads";
+const headSign = (h) => h < 0 ? "mean" : view.headNames?.[h] ?? (view.heads > 1 ? String(h) : "all");
+const headName = (h) => h < 0 ? "mean of heads" : view.headNames?.[h] ?? (view.heads > 1 ? `head ${h}` : "all heads");
+const layerSign = (l) => view.layerNames?.[l] ?? String(l);
+const layerName = (l) => view.layerNames ? (/^\d/.test(view.layerNames[l]) ? `layer ${view.layerNames[l]}` : view.layerNames[l]) : `layer ${l}`;
+const least = () => view.heads > 1 && !view.headNames ? -1 : 0; // names are of things that have no mean
+const where = () => { // what is named is of its own kind: "lens: likeliest"
+  const name = [layerName(now.layer), headName(now.head)].filter(Boolean).join(", ");
+  return capital(view.headNames && !layerName(now.layer) ? `${view.kind}: ${name}` : name);
+};
+const capital = (name) => name.charAt(0).toUpperCase() + name.slice(1);
+const cellOf = (q, k) => view.cells ? view.cells[now.head][q][k] : "";
 
 // ---- pieces of the page --------------------------------------------------------------------------------------------
 function make(tag, attributes, ...inside) {
@@ -64,23 +73,23 @@ function paint(canvas, m, top, most) { // a map at most `most` cells a side; lar
   ctx.putImageData(image, 0, 0);
 }
 function buildGrid() {
-  const heads = [...(view.heads > 1 ? [-1] : []), ...Array(view.heads).keys()], grid = $("grid");
+  const heads = [...(least() < 0 ? [-1] : []), ...Array(view.heads).keys()], grid = $("grid");
   const names = heads.map((h) => make("span", { class: "n", "data-head": h }, headSign(h)));
   grid.replaceChildren(make("span", { class: "n" }), ...names);
-  grid.style.gridTemplateColumns = `16px repeat(${heads.length}, minmax(20px, 52px))`;
+  grid.style.gridTemplateColumns = `${view.layerNames ? "auto" : "16px"} repeat(${heads.length}, minmax(20px, ${view.headNames ? 90 : 52}px))`;
   document.body.style.setProperty("--nav", `${Math.min(360, Math.max(210, 28 + 30 * heads.length))}px`);
   for (let layer = 0; layer < view.layers; layer++) {
-    grid.append(make("span", { class: "n", "data-layer": layer }, String(layer)));
+    grid.append(make("span", { class: "n", "data-layer": layer }, layerSign(layer)));
     for (const head of heads) {
       const canvas = make("canvas", {});
       canvas.style.aspectRatio = Math.min(1.6, Math.max(0.6, shape()));
       canvas.style.imageRendering = view.K < 50 ? "pixelated" : "auto";
-      const label = `layer ${layer}, ${headName(head)}`;
+      const label = [layerName(layer), headName(head)].filter(Boolean).join(", ");
       grid.append(make("button", { role: "radio", "data-layer": layer, "data-head": head, "aria-label": label }, canvas));
     }
   }
   paintGrid();
-  $("layer").replaceChildren(...Array.from({ length: view.layers }, (_, i) => make("option", { value: i }, String(i))));
+  $("layer").replaceChildren(...Array.from({ length: view.layers }, (_, i) => make("option", { value: i }, layerSign(i))));
   $("head").replaceChildren(...heads.map((h) => make("option", { value: h }, headSign(h))));
 }
 function paintGrid() {
@@ -91,13 +100,18 @@ function buildLines() {
   for (const [side, id] of [["q", "queries"], ["k", "keys"]])
     $(id).replaceChildren(...view[id].map((token, i) =>
       make("button", { role: "option", "data-side": side, "data-i": i }, make("bdi", {}, token), make("small", {}))));
-  $("nq").textContent = `${view.Q} that look`; $("nk").textContent = `${view.K} looked at`;
+  $("nq").textContent = `${view.Q} ${view.are[0]}`; $("nk").textContent = `${view.K} ${view.are[1]}`;
+  $("hint").textContent = view.hint;
+  $("maps").textContent = view.headNames ? "Maps" : "Layers and heads";
+  $("head").previousSibling.textContent = view.headNames ? "map " : "head ";
+  $("layer").parentNode.hidden = view.layers < 2; $("head").parentNode.hidden = view.heads < 2;
+  $("view").classList.toggle("single", view.layers * view.heads < 2);
 }
 
 // ---- showing -------------------------------------------------------------------------------------------------------
 function show() { // after a change of kind, layer, head or token
   map = weights(now.layer, now.head);
-  $("where").textContent = `Layer ${now.layer}, ${headName(now.head)}`;
+  $("where").textContent = where();
   $("layer").value = now.layer; $("head").value = now.head;
   for (const b of $("grid").querySelectorAll("[data-layer], [data-head]")) {
     const { layer = now.layer, head = now.head } = b.dataset, on = +layer === now.layer && +head === now.head;
@@ -134,7 +148,8 @@ function mark() { // the chosen token and what it looks at (or who looks at it),
     const j = +b.dataset.i, lit = b.dataset.side === other, c = lit ? tint(values[j], top) : 0;
     b.style.background = lit ? css(c) : ""; b.style.color = lit ? onto(c) : "";
     b.classList.toggle("lit", lit);
-    b.lastChild.textContent = lit ? digits(values[j]) : j;
+    const word = lit ? cellOf(...(side === "q" ? [i, j] : [j, i])) : "";
+    b.lastChild.textContent = lit ? [word, digits(values[j])].filter(Boolean).join(" ") : j;
     b.classList.toggle("on", !lit && j === i);
     b.classList.toggle("near", lit && j === (side === "q" ? hk : -1));
     b.setAttribute("aria-selected", !lit && j === i);
@@ -143,9 +158,12 @@ function mark() { // the chosen token and what it looks at (or who looks at it),
   const names = side === "q" ? [view.queries, view.keys] : [view.keys, view.queries];
   const first = values.map((w, j) => [w, j]).sort((a, b) => b[0] - a[0]).slice(0, 3).filter(([w]) => w >= 0.01);
   const say = (token) => make("b", {}, make("bdi", {}, token));
-  const verb = side === "q" ? " looks at " : " is looked at by ";
-  const parts = first.flatMap(([w, j], at) => [at ? ", " : "", say(names[1][j]), ` ${full(w)}`]);
-  $("says").replaceChildren(say(names[0][i]), ` (${i})`, verb, ...(parts.length ? parts : ["no token above 0.01"]));
+  const verb = ` ${view.does[side === "q" ? 0 : 1]} `;
+  const parts = first.flatMap(([w, j], at) => {
+    const word = cellOf(...(side === "q" ? [i, j] : [j, i]));
+    return [at ? ", " : "", ...(word ? [say(word), " at "] : []), say(names[1][j]), ` ${full(w)}`];
+  });
+  $("says").replaceChildren(say(names[0][i]), ` (${i})`, verb, ...(parts.length ? parts : ["nothing above 0.01"]));
   reveal($(other === "k" ? "keys" : "queries"), hk >= 0 && side === "q" ? hk : first.length ? first[0][1] : 0);
   if (!now.over) reveal($(side === "k" ? "keys" : "queries"), i);
   now.lit = { side, i, hq, hk };
@@ -169,7 +187,7 @@ async function go(kind, layer, head, pin) {
     buildGrid(); buildLines();
   }
   const clip = (x, low, high) => Math.min(high, Math.max(low, Math.trunc(x) || 0));
-  now.kind = kind; now.layer = clip(layer, 0, view.layers - 1); now.head = clip(head, view.heads > 1 ? -1 : 0, view.heads - 1);
+  now.kind = kind; now.layer = clip(layer, 0, view.layers - 1); now.head = clip(head, least(), view.heads - 1);
   now.pin = pin || (fresh ? null : now.pin) || { side: "q", i: view.start };
   now.pin.i = clip(now.pin.i, 0, (now.pin.side === "q" ? view.Q : view.K) - 1);
   show();
@@ -194,7 +212,6 @@ addEventListener("keydown", (event) => {
   }
   else go(now.kind, now.layer + step[0], now.head + step[1]).then(() => grid && $("grid").querySelector("[aria-checked=true]").focus());
 });
-const capital = (name) => name.charAt(0).toUpperCase() + name.slice(1);
 $("tabs").replaceChildren(...VIEWS.map((v, i) =>
   make("button", { role: "tab", id: `tab${i}`, "data-kind": i, "aria-controls": "view" }, capital(v.kind))));
 $("tabs").onclick = (event) => { if (event.target.dataset.kind) go(+event.target.dataset.kind, now.layer, now.head); };

@@ -8,7 +8,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +22,26 @@ if TYPE_CHECKING:
 
 LEVELS = 4095  # steps of the stored square roots: a weight is off by at most 1/4095, weights near zero by far less
 LIMIT = 64_000_000  # weights on one page, about 100 MB of file; browsers give up soon after
+ROOM = 16_000_000  # weights on a page that opens at once, about 25 MB of file
 SLACK = 0.02  # rows recorded in half precision do not sum to exactly 1
 
-HINT = (
-    "A row is a token that looks, the columns are what it looks at; each row sums to 1. "
-    "Colour rises faster for small weights, so that faint attention stays visible."
-)
+
+@dataclass(frozen=True)
+class About:
+    """How a page speaks of maps: what a query does to a key, and a key to a query, what both are, and what the whole shows.
+
+    `whole`: each row sums to 1. `words`: queries are no tokens but words about the model, whose spaces are no news.
+    """
+
+    does: tuple[str, str] = ("looks at", "is looked at by")
+    are: tuple[str, str] = ("that look", "looked at")
+    hint: str = (
+        "A row is a token that looks, the columns are what it looks at; each row sums to 1. "
+        "Colour rises faster for small weights, so that faint attention stays visible."
+    )
+    whole: bool = True
+    words: bool = False
+
 
 PICTURES = {" ": "␣", "\n": "⏎", "\t": "⇥", "\u00a0": "⍽", "\u3000": "␣"}  # what cannot be seen, made visible
 JOINERS = "\u200c\u200d"  # part of the spelling of Persian words and of emoji, so hidden only where they stand alone
@@ -35,16 +49,21 @@ JOINERS = "\u200c\u200d"  # part of the spelling of Persian words and of emoji, 
 
 @dataclass(frozen=True)
 class Maps:
-    """The attention weights of one kind of attention for one input.
+    """The attention weights of one kind of attention for one input, or other shares of 0 to 1 that `about` speaks of.
 
-    `weights` [layers, heads, Q, K], each row summing to 1; `queries` Q and `keys` K display tokens.
-    Errors: InputError lists what does not fit.
+    `weights` [layers, heads, Q, K], each row summing to 1 if `about` says so; `queries` Q and `keys` K display tokens. `layers` and
+    `heads` are names where numbers do not do, `cells` [heads][Q][K] what stands in a cell. Errors: InputError lists what does not fit.
     """
 
     kind: str
     weights: np.ndarray
     queries: list[str]
     keys: list[str]
+    layers: Sequence[str] | None = None
+    heads: Sequence[str] | None = None
+    cells: Sequence[Sequence[Sequence[str]]] | None = None
+    about: About = About()
+    start: int | None = None  # the query that is shown first
 
     def __post_init__(self):
         shape = self.weights.shape
@@ -60,10 +79,34 @@ class Maps:
             faults.append("some weights are not finite")
         elif self.weights.min() < 0:
             faults.append(f"the smallest weight is {self.weights.min():.3g}, expected none below 0: give the weights after the softmax")
-        elif (worst := np.abs(sums - 1).max()) > SLACK:
+        elif self.about.whole and (worst := np.abs(sums - 1).max()) > SLACK:
             faults.append(f"rows sum to 1 only within {worst:.3g}, expected {SLACK}")
         if faults:
             raise InputError(f"{self.kind}: the attention maps do not fit together", faults)
+
+    def asking(self) -> list[str]:
+        """The queries as they can be shown."""
+        return [visible(token).replace("␣", " ") if self.about.words else visible(token) for token in self.queries]
+
+
+def fitted(maps: Sequence[Maps], room: int = ROOM) -> list[Maps]:
+    """Maps for a page of bounded size. Where all have more than `room` weights, the largest first lose their heads (the mean is shown),
+    then layers: every second one is left out, every third ..., the last one always stays. The page names what is there."""
+    found = list(maps)
+
+    def over() -> int:
+        return sum(m.weights.size for m in found) - room
+
+    for i in sorted(range(len(found)), key=lambda i: -found[i].weights.size):
+        m = found[i]
+        layers, heads, *_ = m.weights.shape
+        if over() > 0 and heads > 1 and m.heads is None:
+            m = found[i] = replace(m, weights=m.weights.mean(1, keepdims=True), heads=[f"mean of {heads} heads"])
+        if over() > 0 and layers > 1:
+            kept = max(1, layers - -(-over() // m.weights[0].size))
+            some = list(range(layers - 1, -1, -layers // kept))[::-1]
+            found[i] = replace(m, weights=m.weights[some], layers=[str((m.layers or range(layers))[one]) for one in some])
+    return found
 
 
 def visible(token: str) -> str:
@@ -149,7 +192,9 @@ def write_page(
     views = [
         {
             "kind": m.kind, "slug": slug, "layers": m.weights.shape[0], "heads": m.weights.shape[1],
-            "queries": [visible(t) for t in m.queries], "keys": [visible(t) for t in m.keys], "roots": pack(m.weights),
+            "queries": m.asking(), "keys": [visible(t) for t in m.keys], "roots": pack(m.weights),
+            "layerNames": m.layers, "headNames": m.heads, "does": m.about.does, "start": m.start, "are": m.about.are, "hint": m.about.hint,
+            "cells": m.cells and [[[visible(t) for t in row] for row in head] for head in m.cells],
         }
         for m, slug in zip(maps, _slugs([m.kind for m in maps]), strict=True)
     ]  # fmt: skip
@@ -162,7 +207,7 @@ def write_page(
     data = json.dumps(shown, separators=(",", ":"))
     for sign in "<>&":  # so that no token can end the script element; JSON reads them back the same
         data = data.replace(sign, f"\\u{ord(sign):04x}")
-    middle, hint = ("page_map.js", HINT) if picture is None else (picture.script, picture.hint)
+    middle = "page_map.js" if picture is None else picture.script
     here = resources.files("plait.inspect")
     style, script, large, frame = (here.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js", middle, "page.html"))
     script = script.replace("{{map}}", large)
@@ -173,7 +218,7 @@ def write_page(
     parts = {
         "policy": f"default-src 'none'; base-uri 'none'; form-action 'none'; script-src {allow(script)}; style-src {allow(style)}",
         "title": html.escape(title), "model": html.escape(model), "source": html.escape(source),
-        "answer": html.escape(answer), "hint": hint,
+        "answer": html.escape(answer),
         "style": style, "data": data, "script": script,
     }  # fmt: skip
     page = re.sub(r"\{\{(\w+)\}\}", lambda hole: parts[hole[1]], frame)  # one pass: a title "{{data}}" stays a title

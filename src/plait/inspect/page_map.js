@@ -36,7 +36,7 @@ function place() { // sizes: as large as fits, a cell of some size never split b
   const w = Math.min(all[0], frame.clientWidth), h = Math.min(all[1], frame.clientHeight);
   $("map").width = Math.round(w * dpr); $("map").height = Math.round(h * dpr);
   $("map").style.width = `${w}px`; $("map").style.height = `${h}px`;
-  const name = `${view.kind}, layer ${now.layer}, ${headName(now.head)}`;
+  const name = `${view.kind}, ${where()}`;
   $("map").setAttribute("aria-label", `${name}: ${view.Q} queries by ${view.K} keys; the token lines beside it give the numbers`);
   $("less").disabled = $("fit").disabled = now.zoom === 1; $("more").disabled = cell >= 46;
   if (cell < 8) paint(small, map, top1(), 4096);
@@ -53,7 +53,7 @@ function draw() {
   pen.direction = "ltr"; // a right-to-left token must not turn the axis around
   pen.clearRect(0, 0, W, H);
   pen.save();
-  pen.beginPath(); pen.rect(left, top, W - left, H - top); pen.clip();
+  pen.beginPath(); pen.rect(left - 2, top - 2, W - left + 2, H - top + 2); pen.clip(); // with room for a line around the first cells
   pen.translate(left - sx, top - sy);
   if (cell < 8) {
     pen.imageSmoothingEnabled = small.width < view.K || small.height < view.Q;
@@ -66,8 +66,9 @@ function draw() {
       pen.fillStyle = css(c);
       pen.fillRect(k * cell, q * cell, cell - gap, cell - gap);
       if (!numbers || w < 0.005) continue;
+      const said = view.cells ? short(cellOf(q, k), cell - 5) : w.toFixed(2).replace(/^0/, "");
       pen.fillStyle = onto(c);
-      pen.fillText(w.toFixed(2).replace(/^0/, ""), (k + 0.5) * cell, (q + 0.5) * cell);
+      pen.fillText(said, (k + 0.5) * cell, (q + 0.5) * cell, cell - 3);
     }
   }
   pen.strokeStyle = gold; pen.lineWidth = cell < 8 ? 1 : 2;
@@ -118,7 +119,8 @@ function point(event) {
   tip.hidden = !both;
   if (both) {
     const weight = make("b", {}, map[q * view.K + k].toFixed(3));
-    tip.replaceChildren(make("bdi", {}, view.queries[q]), " → ", make("bdi", {}, view.keys[k]), "  ", weight);
+    const word = cellOf(q, k), also = word ? [make("bdi", {}, word), " "] : [];
+    tip.replaceChildren(make("bdi", {}, view.queries[q]), " → ", make("bdi", {}, view.keys[k]), "  ", ...also, weight);
     const side = event.clientX + tip.offsetWidth + 24 > innerWidth ? event.clientX - tip.offsetWidth - 12 : event.clientX + 14;
     tip.style.left = `${Math.max(4, side)}px`; tip.style.top = `${Math.max(4, event.clientY - 38)}px`;
   }

@@ -43,7 +43,7 @@ function place() {
   $("frame").style.height = `${H}px`;
   $("map").width = Math.round(W * dpr); $("map").height = Math.round(H * dpr);
   const { side, i } = now.pin, who = view[side === "q" ? "queries" : "keys"][i];
-  $("map").setAttribute("aria-label", `${view.kind}, layer ${now.layer}, ${headName(now.head)}, of ${who}, over the picture; the lines beside it give the numbers, arrow keys choose another`);
+  $("map").setAttribute("aria-label", `${view.kind}, ${where()}, of ${who}, over the picture; the lines beside it give the numbers, arrow keys choose another`);
   const shown = [now.kind, side, i].join();
   if (shown !== painted) paintGrid();
   painted = shown;

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from plait.errors import InputError
 from plait.inspect.page import Maps, ramp, visible
 
@@ -24,9 +26,9 @@ def index_of(name: str, given: int, count: int) -> int:
 
 
 def _labels(tokens: list[str]) -> tuple[range, list[str]]:
-    """Which places along a side get a label, and the labels."""
+    """Which places along a side get a label, and the labels, of tokens as they can be shown."""
     places = range(0, len(tokens), -(-len(tokens) // SHOWN))
-    shown = [visible(tokens[i]) for i in places]
+    shown = [tokens[i] for i in places]
     return places, [t if len(t) <= LONGEST else t[: LONGEST - 1] + "…" for t in shown]
 
 
@@ -40,14 +42,22 @@ def _heat(axes: "Axes", maps: Maps, layer: int, head: int, colours: Any, *, wide
     if not wide:
         axes.set(xticks=[], yticks=[])
         return image
-    for axis, tokens in ((axes.xaxis, maps.keys), (axes.yaxis, maps.queries)):
+    keys = [visible(token) for token in maps.keys]
+    for axis, tokens in ((axes.xaxis, keys), (axes.yaxis, maps.asking())):
         places, labels = _labels(tokens)
         axis.set_ticks(places, labels, parse_math=False)  # a token "$" is no formula
     axes.xaxis.tick_top()
-    if max(map(len, _labels(maps.keys)[1])) * 6 > 0.75 * 72 * wide / len(maps.keys):  # points: letters are about 6 wide
+    if max(map(len, _labels(keys)[1])) * 6 > 0.75 * 72 * wide / len(maps.keys):  # points: letters are about 6 wide
         axes.tick_params(axis="x", labelrotation=90)
-    axes.set_xlabel("keys: what is looked at", color="#62646f", fontsize=9)
-    axes.set_ylabel("queries: what looks", color="#62646f", fontsize=9)
+    axes.set_xlabel(f"keys: {maps.about.are[1]}", color="#62646f", fontsize=9)
+    axes.set_ylabel(f"queries: {maps.about.are[0]}", color="#62646f", fontsize=9)
+    if maps.cells is not None and max(maps.weights.shape[2:]) <= SHOWN // 2:
+        letters = max(3, int(72 * wide / len(maps.keys) / 5))
+        for (q, k), weight in np.ndenumerate(maps.weights[layer, head]):
+            said = visible(str(maps.cells[head][q][k]))
+            said = said if len(said) <= letters else said[: letters - 1] + "…"
+            ink = "white" if weight > 0.35 else "#1d1e26"
+            axes.text(k, q, said, ha="center", va="center", fontsize=6, color=ink, parse_math=False)
     return image
 
 
@@ -58,6 +68,7 @@ def draw(path: str | Path, maps: Maps, *, layer: int | None = None, head: int | 
     """
     layers, heads, n_queries, n_keys = maps.weights.shape
     layer = index_of("layer", layers - 1 if layer is None else layer, layers)
+    head = 0 if head is None and maps.heads is not None else head  # of named ones the first is the whole
     chosen = list(range(heads)) if head is None else [index_of("head", head, heads)]
     large = len(chosen) == 1
     wide = min(11.0, max(4.6, 0.3 * n_keys + 2)) if large else 2.4
@@ -67,7 +78,9 @@ def draw(path: str | Path, maps: Maps, *, layer: int | None = None, head: int | 
 
         return _heat(axes, maps, layer, chosen[number], ListedColormap(ramp() / 255.0), wide=wide if large else 0)
 
-    name = f"{visible(maps.kind).replace('␣', ' ')}, layer {layer}" + (f", head {chosen[0]}" if large else "")
+    said = [visible(maps.kind).replace("␣", " "), maps.layers[layer] if maps.layers is not None else f"layer {layer}"]
+    said += [maps.heads[chosen[0]] if maps.heads is not None else f"head {chosen[0]}"] if large else []
+    name = ", ".join(filter(None, said))
     titles = [""] if large else [f"head {index}" for index in chosen]
     ticks = {0: "0", 0.1: ".1", 0.25: ".25", 0.5: ".5", 0.75: ".75", 1: "1"}
     return sheet(path, name, titles, panel, shape=min(2.0, max(0.5, n_queries / n_keys)), wide=wide, ticks=ticks)

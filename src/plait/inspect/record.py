@@ -1,45 +1,54 @@
-"""Attention weights of a forward pass, whatever kernel computes its output."""
+"""What a forward pass computes, under the names of `taps.py`, whatever kernel computes its output."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from plait.core.model import Model
-from plait.core.stream import Stream, Watcher
+from plait.core.stream import Stream
+from plait.inspect.taps import chosen, evaluating, ready, tapped
+
+PATTERNS = "**.pattern"
 
 
-class Recorder(Watcher):
-    """Keeps the attention weights of the paths it `wants`: (tower, depth, step), such as ("decoder", 2, "cross_attn").
+class Record(dict[str, Tensor]):
+    """Name -> what flowed there in the last forward pass, detached from the graph."""
 
-    The output still comes from the model's own kernel; the weights are computed beside it, from the same queries and keys.
+    def stacked(self, pattern: str) -> Tensor:
+        """[layers, B, ...] of the recorded names that match, in running order."""
+        from plait.inspect.taps import matches
+
+        return torch.stack([found for name, found in self.items() if matches(name, pattern)])
+
+
+@contextmanager
+def record(model: Any, *patterns: str) -> Iterator[Record]:
+    """Inside, what is asked for is kept of every forward pass of a net, or of a model that `plait.load` gave; of several, the last.
+
+        with plait.record(model, "decoder.blocks.*.self_attn.pattern", "**.ffn.hidden") as seen:
+            model.logits(ids)
+        seen["decoder.blocks.3.self_attn.pattern"]     # [B, H, L, S]
+
+    Without patterns the attention weights of all layers are kept. The output is bit for bit what it is without (and without gradients).
+    Generation, which goes on from cached text, is refused. InputError for patterns that match nothing, with the nearest names.
     """
+    net, seen = ready(model), Record()
 
-    def __init__(self, wants: Callable[[tuple], bool] = lambda path: True):
-        self._wants = wants
-        self.seen: dict[tuple, Tensor] = {}
+    def keep(name: str) -> Any:
+        def touch(found: Tensor) -> None:
+            seen[name] = found.detach()
 
-    def wants(self, path: tuple) -> bool:
-        return len(path) == 3 and self._wants(path)
+        return touch
 
-    def see(self, path: tuple, found: Tensor) -> None:
-        self.seen[path] = found.detach()
-
-    def stacked(self, tower: str, step: str) -> np.ndarray | None:
-        """Weights [layers, heads, L, S] of one kind of attention for the first row; None where the tower has no such step."""
-        found = [w[0] for (t, _, s), w in sorted(self.seen.items(), key=lambda item: item[0][1]) if (t, s) == (tower, step)]
-        return torch.stack(found).float().cpu().numpy() if found else None
+    with tapped(net, {name: keep(name) for name in chosen(net, patterns or (PATTERNS,))}):
+        yield seen
 
 
-@torch.inference_mode()
-def record(net: Model, wants: Callable[[tuple], bool] = lambda path: True, **streams: Tensor | Stream) -> tuple[Recorder, dict[str, Any]]:
-    """One forward pass over the towers' streams -> (what was seen, the finished streams)."""
-    recorder = Recorder(wants)
-    was = net.training
-    net.eval()
-    try:
-        return recorder, net(watch=recorder, **streams)
-    finally:
-        net.train(was)
+@torch.no_grad()
+def recorded(net: Model, *patterns: str, **streams: Tensor | Stream) -> tuple[Record, dict[str, Stream]]:
+    """(what was seen, the finished streams) of one forward pass over the towers' streams, without dropout."""
+    with evaluating(net), record(net, *patterns) as seen:
+        return seen, net(**streams)

@@ -1,127 +1,135 @@
-"""What `plait inspect` shows of a model that takes pixels: attention over the picture."""
+"""What `plait inspect` looks at in a model that takes pixels: entries lie on the picture, or on a sheet of a clip's frames."""
 
 import math
 from collections import Counter
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from plait.core.heads import pooled
-from plait.core.model import Model
 from plait.core.pixels import Before
 from plait.core.stream import Stream
-from plait.errors import InputError, choices
+from plait.errors import InputError
 from plait.hub.pictures import LIKELY, ClassifyPictures, PictureModel
-from plait.inspect.overlay import Entries, Shown, draw_over
-from plait.inspect.page import Maps, write_page
-from plait.inspect.record import Recorder, record
-from plait.inspect.rollout import rollout
+from plait.inspect.overlay import HINT, Entries
+from plait.inspect.page import About, Maps
 from plait.media.preparing import Preparation
 from plait.tasks.boxes import corners
 from plait.tasks.labels import classified
+from plait.verbs.inspecting_views import Subject, View, scores_at
 
 if TYPE_CHECKING:
     from plait.verbs.inspect import Inspect
 
 TOKENS = {"cls": "class", "registers": "register"}  # what entries before the patches are called
-MEAN = "mean of entries"
+MOST = 12  # objects that are explained
+FRAMES = 8  # of a clip that have a view of their own
 
 
-def inspect_picture(verb: "Inspect", model: PictureModel) -> dict[str, Any]:
-    """Writes the page or the picture that `verb` asks for, and says what it is about."""
-    if model.clips:
-        raise InputError(f"{verb.model}: reads clips, and attention over clips is not shown yet; give a model of pictures")
+def subject_of(verb: "Inspect", model: PictureModel) -> Subject:
     if verb.answer is not None:
-        raise InputError("--answer: is for models that answer in words; leave it out")
+        raise InputError("--answer: is for models that answer in words of their own; leave it out")
     picture = model.read(verb.input)
-    maps, answer = looked(model, picture)
-    kind = verb.kind or next(iter(maps))
-    if kind not in maps:
-        raise InputError(f"--kind {kind}: of this model there are {choices(maps)}")
-    seen, queries, keys = maps[kind]
-    layers, heads, n_queries, _ = seen.weights.shape
-    faults = [
-        f"--{name} {value}: there are 0 to {most - 1}"
-        for name, value, most in (("layer", verb.layer, layers), ("head", verb.head, heads), ("query", verb.query, n_queries))
-        if value is not None and not 0 <= value < most
-    ]
-    if faults:
-        raise InputError(f"{kind}: not in this model", faults) if len(faults) > 1 else InputError(faults[0])
-    verb.out.parent.mkdir(parents=True, exist_ok=True)
-    query = queries.first if verb.query is None else verb.query
-    if verb.out.suffix == ".html":
-        chosen = [maps[kind], *(one for name, one in maps.items() if name != kind)]
-        if verb.query is not None:
-            chosen[0] = (seen, replace(queries, first=query), keys)
-        named = f"{type(model.parts.settings).__module__.rsplit('.', 1)[-1]}, {Path(verb.model).name}"
-        given = {"source": Path(verb.input).name, "answer": answer, "model": named}
-        write_page(verb.out, [one for one, _, _ in chosen], title="Attention", picture=Shown(picture, chosen), **given)
-    else:
-        draw_over(verb.out, picture, seen, queries, keys, query=query, layer=verb.layer, head=verb.head)
-    return {"page": str(verb.out), "input": verb.input, "answer": answer, "layers": layers, "heads": heads}
-
-
-@torch.inference_mode()
-def looked(model: PictureModel, picture: np.ndarray) -> tuple[dict[str, tuple[Maps, Entries, Entries]], str]:
-    """(maps by kind, what the model says of the picture), of one forward pass."""
     [(pixels, _)] = model.batches([picture])
     net, (encoder, *rest) = model.net, model.net.towers
-    decoder = rest[0] if "detect" in net.heads else None
-    given: dict[str, Any] = {encoder: pixels}
-    if decoder is not None:
-        given[decoder] = torch.arange(model.parts.settings.n_queries, device=pixels.x.device)[None]
-    seen, streams = record(net, **given)
-    patches, maps = patches_of(net, encoder, pixels, streams[encoder], model.prepare, picture), {}
-    if decoder is None:
-        answer = said(model, streams[encoder])
+    given = {encoder: pixels}
+    if "detect" in net.heads:
+        given[rest[0]] = Stream(torch.arange(model.parts.settings.n_queries, device=pixels.x.device)[None])
+    with torch.no_grad():
+        streams = net(**given)
+    before = before_of(net.get_submodule(encoder).embed)
+    patches = patches_of(before, pixels, streams[encoder], model.prepare, picture)
+    made = Subject(net, given, {encoder: patches}, "", pictured=sheet(picture) if model.clips else picture, name="patch")
+    if model.clips:
+        made.cut = lambda kind, weights, s: frames(kind, weights, s, patches, len(before))
+    if "detect" in net.heads:
+        scores, boxes = (found[0].float() for found in net.heads["detect"](streams[rest[0]].x))
+        objects, made.answer = objects_of(scores.detach(), boxes.detach(), model)
+        made.entries[rest[0]], at = objects, objects.offered[:MOST]
+        made.targets, made.score = [objects.names[i] for i in at], scores_at(net, "detect", at, scores[at, :-1].argmax(-1).tolist())
+    elif isinstance(model, ClassifyPictures):
+        (name,) = net.heads
+        head = net.heads[name]
+        found = classified(head(pooled(head, streams[encoder]))[0].detach().float().cpu(), model.labels, model.problem)
+        made.targets = sorted(found.scores, key=lambda label: -found.scores[label])[:3]
+        made.answer = ", ".join(f"{label} {found.scores[label]:.3f}" for label in made.targets)
+        which = [model.labels.index(label) for label in made.targets]
+        made.score = lambda streams: head(pooled(head, streams[encoder]))[:, which]
+        made.labels, made.whole = model.labels, True
+        made.head = name if model.problem == "single" else None
     else:
-        scores, boxes = (found[0].float() for found in net.heads["detect"](streams[decoder].x))
-        objects, answer = objects_of(scores, boxes, model)
-        maps["cross"] = maps_of("objects over patches", stacked(seen, decoder, "cross_attn"), objects, patches)
-        maps["decoder"] = maps_of("objects over objects", stacked(seen, decoder, "self_attn"), objects, objects)
-    weights = stacked(seen, encoder, "self_attn")
-    maps["encoder"] = maps_of("patches over patches", weights, patches, patches)
-    maps["rollout"] = rolled(weights, patches, streams[encoder])
-    return maps, answer
+        own = streams[encoder].x[:, 0].detach()
+        made.answer, made.targets = f"a vector of {own.shape[-1]} numbers", ["the vector"]
+        made.score = lambda streams: (streams[encoder].x[:, 0] * own).sum(-1) / own.norm()
+    return made
 
 
-def stacked(seen: Recorder, tower: str, step: str) -> np.ndarray:
-    found = seen.stacked(tower, step)
-    if found is None:
-        raise InputError(f"the {tower} of this model has no {step}, so there is no attention to show")
-    return found
+def sheet(clip: np.ndarray) -> np.ndarray:
+    """Frames [T, H, W, 3] beside and below each other, row by row, as one picture."""
+    across = columns_of(len(clip))
+    rows = [np.concatenate(list(clip[i : i + across]), 1) for i in range(0, len(clip), across)]
+    rows[-1] = np.pad(rows[-1], ((0, 0), (0, rows[0].shape[1] - rows[-1].shape[1]), (0, 0)))
+    return np.concatenate(rows)
 
 
-def maps_of(title: str, weights: np.ndarray, queries: Entries, keys: Entries) -> tuple[Maps, Entries, Entries]:
-    return Maps(title, weights, queries.names, keys.names), queries, keys
+def columns_of(n: int) -> int:
+    return math.ceil(math.sqrt(n))
 
 
-def rolled(weights: np.ndarray, patches: Entries, s: Stream) -> tuple[Maps, Entries, Entries]:
-    """Attention rollout through each layer; where there is no class token, the mean over entries comes first."""
-    found, queries = rollout(weights)[:, None], patches  # [layers, 1, L, L]
-    if np.isnan(patches.places).any():
-        return maps_of("rollout", found, queries, patches)
-    real = np.ones(found.shape[-1], bool) if s.real is None else s.real[0].cpu().numpy()
-    found = np.concatenate([found[:, :, real].mean(2, keepdims=True), found], 2)
-    nowhere = np.full((1, 4), np.nan, np.float32)
-    places, offered = np.concatenate([nowhere, patches.places]), [i + 1 for i in patches.offered]
-    return maps_of("rollout", found, Entries([MEAN, *patches.names], places, offered=offered), patches)
+def on_sheet(places: np.ndarray, frame: int, n: int) -> np.ndarray:
+    """Places of one of `n` frames as places of the sheet."""
+    across = columns_of(n)
+    size = np.array([across, math.ceil(n / across)] * 2, np.float32)
+    corner = np.array([frame % across, frame // across] * 2, np.float32)
+    return (corner + places.clip(0, 1)) / size
 
 
-def patches_of(net: Model, tower: str, pixels: Stream, s: Stream, prepare: Preparation, picture: np.ndarray) -> Entries:
-    """The entries of a finished stream, where the pixels that each was made of lie in the picture as it was read."""
+def frames(kind: str, weights: Tensor, s: Stream, patches: Entries, before: int) -> dict[str, View]:
+    """Attention [layers, rows, H, L, S] over pieces of a clip: each frame by itself, or the mean over the places of all frames."""
+    assert s.grid is not None
+    n, height, width = s.grid
+    size = height * width
+    about = About(hint=HINT.format(does="looks at"))
+    if weights.shape[1] == n and weights.shape[-1] == size + 1:
+        found = {}
+        for frame in np.unique(np.linspace(0, n - 1, min(n, FRAMES)).round().astype(int)).tolist():
+            here = slice(len(patches.names) - (n - frame) * size, len(patches.names) - (n - frame - 1) * size)
+            places = np.concatenate([np.full((1, 4), np.nan, np.float32), patches.places[here]])
+            entries = Entries(["class", *patches.names[here]], places, offered=list(range(1, size + 1)))
+            maps = Maps(f"frame {frame}", weights[:, frame].float().cpu().numpy(), entries.names, entries.names, about=about)
+            found[f"frame-{frame}"] = maps, entries, entries
+        return found
+    whole = np.stack([on_sheet(np.array([0, 0, 1, 1], np.float32), frame, n) for frame in range(n)])
+    entries = Entries([f"frame {i}" for i in range(n)], whole, offered=list(range(n)))
+    maps = Maps("frames over frames", weights.mean(1).float().cpu().numpy(), entries.names, entries.names, about=about)
+    return {kind: (maps, entries, entries)}
+
+
+def patches_of(before: list[str], pixels: Stream, s: Stream, prepare: Preparation, picture: np.ndarray) -> Entries:
+    """The entries of a finished stream, where the pixels that each was made of lie in the picture, or the sheet, as it was read."""
     if s.grid is None:
         raise InputError("the entries of this model form no grid, so they have no place on the picture")
-    rows, columns = s.grid
-    size = prepare.size.of(*picture.shape[:2]) if prepare.size is not None else picture.shape[:2]
+    *times, rows, columns = s.grid
+    height, width = picture.shape[-3:-1]
+    size = prepare.size.of(height, width) if prepare.size is not None else (height, width)
     top, left = (0, 0) if prepare.crop is None else ((full - part) // 2 for full, part in zip(size, prepare.crop, strict=True))
-    edge = max(math.ceil(full / count) for full, count in zip(pixels.x.shape[-2:], s.grid, strict=True))  # the last cell may be cut
-    before = before_of(net.get_submodule(tower).embed)
-    assert len(before) + rows * columns == s.length
-    return Entries.grid(before, rows, columns, (left / size[1], top / size[0]), (edge / size[1], edge / size[0]))
+    edge = max(math.ceil(full / count) for full, count in zip(pixels.x.shape[-2:], (rows, columns), strict=True))  # the last may be cut
+    one = Entries.grid(before, rows, columns, (left / size[1], top / size[0]), (edge / size[1], edge / size[0]))
+    if not times:
+        assert len(one.names) == s.length
+        return one
+    (n,) = times
+    inner = Entries.grid([], rows, columns, (left / size[1], top / size[0]), (edge / size[1], edge / size[0]))
+    extra = s.length - n * rows * columns  # the clip's class token, or one a frame
+    names = [
+        *(["class"] if extra == 1 else [f"class {i}" for i in range(extra)]),
+        *(f"{t}:{name}" for t in range(n) for name in inner.names),
+    ]
+    nowhere = np.full((extra, 4), np.nan, np.float32)
+    places = np.concatenate([nowhere, *(on_sheet(inner.places, t, n) for t in range(n))])
+    return Entries(names, places, offered=list(range(extra, len(names))))
 
 
 def before_of(embed: Any) -> list[str]:
@@ -143,12 +151,3 @@ def objects_of(scores: torch.Tensor, boxes: torch.Tensor, model: Any) -> tuple[E
     counts = Counter(model.labels[label[i]] for i in likely)
     answer = ", ".join(f"{n} {name}" for name, n in counts.items()) or f"nothing above {LIKELY}; the surest is {names[order[0]]}"
     return Entries(names, corners(boxes).cpu().numpy(), tiled=False, offered=likely or order[:1], first=order[0]), answer
-
-
-def said(model: PictureModel, s: Stream) -> str:
-    if not isinstance(model, ClassifyPictures):
-        return f"a vector of {s.x.shape[-1]} numbers"
-    head = next(iter(model.net.heads.values()))
-    found = classified(head(pooled(head, s))[0].float().cpu(), model.labels, model.problem)
-    first = sorted(found.scores.items(), key=lambda item: -item[1])[:3]
-    return ", ".join(f"{name} {score:.3f}" for name, score in first)
