@@ -161,7 +161,12 @@ COLUMNS = {
     "batch": "alone = in a padded batch, on either side; padding and the future change nothing",
     "save": "saved = loaded, bit for bit",
     "export": "written with the names and the config.json of the reference, and read again: the same, bit for bit",
+    "tune": "adapters of every method begin as nothing, learn alone, are saved, loaded, merged and taken off",
     "record": "recorded attention rows sum to 1, and recording changes nothing",
+    "patch": "its own activations put in place change no bit, another input's give that input's answer; heads switched off give the bias",
+    "attribute": "every entry of every tower has its share of a score, and the shares add up; what each layer and head does",
+    "quantise": "8 and 4 bits, calibrated too, give nearly the same vectors",
+    "prune": "heads and units taken out = silenced, layers taken out = not run, cached = uncached then, and a saved shape builds the same",
     "kernels": "every kernel = the reference kernel, gradients too",
 }
 UNRELEASED = "no weights of it were released in a form of others"

@@ -12,7 +12,7 @@ from plait.data.picture_rows import PictureRow
 from plait.data.report import Report
 from plait.generate.greedy import continued
 from plait.generate.search import search
-from plait.inspect.record import record
+from plait.inspect.record import recorded
 from plait.tasks.classifying import Classifying
 from plait.tasks.detecting import Detecting
 from plait.tasks.objective import Loss
@@ -162,15 +162,14 @@ def test_it_generates_the_likeliest_token_each_time(net, ends):
 @pytest.mark.capability("record")
 def test_it_shows_what_it_attends_to_and_is_not_changed_by_that(net, ends):
     source, target = ends.source(1, 5, 2), ends.target(1, 4, 3)
-    seen, streams = record(net, **ends.feed(source, target))
+    seen, streams = recorded(net, **ends.feed(source, target))
     with torch.no_grad():
         plain = net.eval()(**ends.feed(source, target))
     assert all(torch.equal(streams[name].x, plain[name].x) for name in plain)
     lengths = {name: stream.length for name, stream in plain.items()}
     steps = [(tower, "self_attn", tower) for tower in net.towers] + [("decoder", "cross_attn", "encoder")] * ends.two
     for tower, step, keys in steps:
-        weights = seen.stacked(tower, step)
-        assert weights is not None
+        weights = seen.stacked(f"{tower}.blocks.*.{step}.pattern")[:, 0]
         np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
         if ends.takes != "clips":  # there each frame has its own
             assert weights.shape[-2:] == (lengths[tower], lengths[keys])

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import tarfile
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -75,10 +76,10 @@ def test_moving_digits_go_the_way_that_is_their_class(few, tmp_path):
     begins = set()
     for row in rows:
         clip = read(row, 8)[..., 0].astype(float)
-        assert clip.shape == (8, FRAME, FRAME) and (clip.sum((1, 2)) == clip[0].sum()).all()  # none of it leaves the frame
-        middle = np.stack([[(frame.sum(1 - axis) * np.arange(FRAME)).sum() / frame.sum() for axis in (0, 1)] for frame in clip])
-        assert np.allclose(np.diff(middle, axis=0), 2 * np.array(WAYS[str(row.label)]))
-        begins.add(tuple(middle[0].round(1)))
+        assert clip.shape == (8, FRAME, FRAME) and clip.any()
+        for before, after in pairwise(clip):  # what leaves on one side comes in on the other
+            assert (after == np.roll(before, 2 * np.array(WAYS[str(row.label)]), (0, 1))).all()
+        begins.add(clip[0].tobytes())
     assert len(begins) > 30
 
 

@@ -14,7 +14,7 @@ from plait.core import kernels
 from plait.core.model import reset
 from plait.hub import load
 from plait.inspect.page import LEVELS, unpack
-from plait.inspect.record import record
+from plait.inspect.record import recorded
 from plait.inspect.rollout import rollout
 from plait.tasks.boxes import corners
 
@@ -86,18 +86,18 @@ def test_recording_changes_no_bit(runs, picture, name):
     given: dict[str, Any] = {"encoder": pixels} | ({"decoder": torch.arange(7)[None]} if name == "detr" else {})
     with torch.inference_mode():
         plain = model.net(**given)
-    seen, watched = record(model.net, **given)
-    assert seen.seen and all(torch.equal(plain[tower].x, watched[tower].x) for tower in plain)
+    seen, watched = recorded(model.net, "**", **given)
+    assert seen and all(torch.equal(plain[tower].x, watched[tower].x) for tower in plain)
 
 
 def test_the_page_of_an_encoder_has_its_weights_and_rollout(plait, runs, picture, tmp_path):
     views, said = views_of(plait, runs["vit"], picture, tmp_path)
-    assert list(views) == ["patches over patches", "rollout"] and re.match(r"kind \d 0\.\d{3}, ", said["answer"])
+    assert list(views) == ["patches over patches", "rollout", "gradient x input", "lens"]
+    assert re.match(r"kind \d 0\.\d{3}, ", said["answer"])
     model = load(runs["vit"])
     model.net.kernel = kernels.reference
     [(pixels, _)] = model.batches([picture])
-    expected = record(model.net, encoder=pixels)[0].stacked("encoder", "self_attn")
-    assert expected is not None
+    expected = recorded(model.net, encoder=pixels)[0].stacked("**.pattern")[:, 0].numpy()
     found = weights_of(views["patches over patches"])
     assert found.shape == (2, 4, 18, 18) and np.abs(found - expected).max() <= 1 / LEVELS + 1e-6
     assert np.abs(weights_of(views["rollout"])[:, 0] - rollout(expected)).max() <= 1 / LEVELS + 1e-6
@@ -157,7 +157,7 @@ def test_object_queries_bring_their_boxes(plait, runs, picture, tmp_path):
     odds = torch.from_numpy(scores[0]).softmax(-1)[:, :-1]
     assert cross["queries"] == [f"kind {int(row.argmax())} {float(row.max()):.2f}" for row in odds]
     assert cross["start"] == int(odds.amax(-1).argmax())
-    expected = record(model.net, encoder=pixels, decoder=torch.arange(7)[None])[0].stacked("decoder", "cross_attn")
+    expected = recorded(model.net, encoder=pixels, decoder=torch.arange(7)[None])[0].stacked("**.cross_attn.pattern")[:, 0].numpy()
     assert np.abs(weights_of(cross) - expected).max() <= 1 / LEVELS
 
 
@@ -174,10 +174,10 @@ def test_a_png_is_written(plait, runs, picture, tmp_path, name, more):
 @pytest.mark.parametrize(
     ("name", "words", "phrases"),
     [
-        ("vit", ["--layer", "2", "--query", "18"], ["--layer 2: there are 0 to 1", "--query 18: there are 0 to 17"]),
+        ("vit", ["--layer", "2", "--query", "18"], ["--layer 2: this model has layers 0 to 1", "--query 18:", "queries 0 to 17"]),
         ("vit", ["--kind", "cross"], ["--kind cross", "encoder", "rollout"]),
         ("detr", ["--answer", "cats"], ["--answer"]),
-        ("clips", [], ["clips", "not shown yet"]),
+        ("detr", ["--kind", "lens"], ["--kind lens", "cross"]),
     ],
 )
 def test_what_is_refused(refused, runs, picture, tmp_path, name, words, phrases):
@@ -188,3 +188,36 @@ def test_what_is_refused(refused, runs, picture, tmp_path, name, words, phrases)
 def test_a_broken_picture_is_named(refused, runs, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
     refused(["inspect", runs["vit"], tmp_path / "broken.jpg", "--out", tmp_path / "a.html"], "broken.jpg")
+
+
+def test_a_clip_is_a_sheet_of_frames(plait, runs, tmp_path):
+    clip = np.random.default_rng(3).integers(0, 256, (3, 10, 12, 3)).astype(np.uint8)
+    np.save(tmp_path / "clip.npy", clip)
+    views, said = views_of(plait, runs["clips"], tmp_path / "clip.npy", tmp_path)
+    assert list(views) == ["frames over frames", "frame 0", "frame 1", "frame 2", "gradient x input", "lens"]
+    assert page_of(tmp_path / "page.html")["picture"]["width"] == 24 and said["answer"].startswith("kind ")
+    last, first = views["frame 2"], views["frame 0"]
+    assert first["keys"][:2] == ["class", "0:0,0"] and last["keys"][1] == "2:0,0"
+    assert last["on"]["k"]["places"][0] is None
+    assert first["on"]["k"]["places"][1][:2] == [0, 0] and last["on"]["k"]["places"][1][:2] == [0, 0.5]  # 2 beside, 1 below
+    model = load(runs["clips"])
+    [(pixels, _)] = model.batches([clip])
+    seen, _ = recorded(model.net, encoder=pixels)
+    assert np.abs(weights_of(last) - seen.stacked("**.self_attn.pattern")[:, 2].numpy()).max() <= 1 / LEVELS
+    times = seen.stacked("**.time_attn.pattern").mean(1).numpy()
+    assert np.abs(weights_of(views["frames over frames"]) - times).max() <= 1 / LEVELS
+
+
+def test_gradients_of_a_class_are_shares_of_all_patches(plait, runs, picture, tmp_path):
+    views, said = views_of(plait, runs["vit"], picture, tmp_path, "--kind", "integrated")
+    assert next(iter(views)) == "integrated gradients"
+    for kind in ("integrated gradients", "gradient x input"):
+        whole, ahead, against = weights_of(views[kind])[0]
+        assert whole.shape == (3, 18) and np.abs(whole.sum(-1) - 1).max() < 0.02
+        assert np.abs(ahead + against - whole).max() <= 2 / LEVELS
+    assert views["integrated gradients"]["queries"][0] == said["answer"].split(" 0.")[0]
+    lens = views["lens"]
+    chances = weights_of(lens)[0, 0]
+    assert chances.shape == (2, 3) and np.abs(chances.sum(-1) - 1).max() < 0.01
+    scores = load(runs["vit"]).classify([picture])[0].scores
+    assert np.abs(chances[-1] - [scores[name] for name in lens["keys"]]).max() <= 1 / LEVELS

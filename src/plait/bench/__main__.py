@@ -78,6 +78,12 @@ def run(o: dict[str, Any]) -> tuple[dict[str, Any], str]:
             done = vision_speed.run(cases, only, o["rounds"] or (1 if o["quick"] else 5), folder, o["threads"])
             found["dtype"] = "as its name says, else float32"
             table = vision_speed.shown(done)
+        elif o["job"] == "tune-speed":
+            from plait.bench import tune_speed
+
+            only = contestants(o["only"], [*tune_speed.WHAT], [*tune_speed.WHAT])
+            done = tune_speed.run(tune_speed.Job(), o["rounds"] or (1 if o["quick"] else 5), only, folder, o["threads"])
+            table = tune_speed.shown(done)
         elif o["job"] == "small-weights":
             from plait.bench import small_weights
 

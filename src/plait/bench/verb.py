@@ -14,7 +14,9 @@ class Bench:
     """Time and score Plait against named peers, in turn, on this machine."""
 
     job: Annotated[
-        Literal["train", "learning", "train-speed", "translate-speed", "quality", "start", "generate", "small-weights", "vision"],
+        Literal[
+            "train", "learning", "train-speed", "translate-speed", "quality", "start", "generate", "small-weights", "vision", "tune-speed"
+        ],
         positional,
         "what is done",
     ]
@@ -25,7 +27,7 @@ class Bench:
     ] = field(default_factory=list)
     rounds: Annotated[
         int | None,
-        "turns a contestant; default 20 for train-speed, 5 for train, translate-speed, generate and vision, 3 for learning and start",
+        "turns a contestant; default 20 for train-speed, 3 for learning and start, 5 for the others",
     ] = None
     shape: Annotated[
         str | None,

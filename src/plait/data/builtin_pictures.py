@@ -92,8 +92,9 @@ def _as_png(pictures: Callable[[], Iterator[tuple[int, "np.ndarray"]]]) -> Calla
 def moving_digits() -> Iterator[tuple[str, str, bytes]]:
     """Clips uint8 [8, 32, 32, 3]: a digit at half its size that goes two pixels a frame in the direction that is its class.
 
-    Places and digits are drawn from raw Philox bits, so that they stay the same under another numpy. A digit moves in one clip only, so
-    none stands in both parts.
+    It begins anywhere, and what leaves the frame on one side comes in on the other, so that where it stands says nothing of where it goes:
+    only frames together tell. Places and digits are drawn from raw Philox bits, so that they stay the same under another numpy. A digit
+    moves in one clip only, so none stands in both parts.
     """
     import numpy as np
 
@@ -102,15 +103,13 @@ def moving_digits() -> Iterator[tuple[str, str, bytes]]:
     bits = np.random.Philox(key=np.array([0, 0], np.uint64))
     chosen = np.argsort(bits.random_raw(len(shapes)), kind="stable")[:CLIPS]
     draws = bits.random_raw((CLIPS, 2))
-    room, way_there = FRAME - half, STEP * (FRAMES - 1)
     for number, (which, drawn) in enumerate(zip(chosen, draws)):
         name, way = list(WAYS.items())[number % len(WAYS)]
         clip = np.zeros((FRAMES, FRAME, FRAME, 3), np.uint8)
-        # A side along which it goes has less room to begin in, and begins at the far end where it goes back.
-        begin = [int(d % (room - way_there * abs(w) + 1)) + way_there * (w < 0) for d, w in zip(drawn.tolist(), way)]
-        for at, frame in enumerate(clip):
-            y, x = (b + STEP * at * w for b, w in zip(begin, way))
-            frame[y : y + half, x : x + half] = shapes[which][..., None]
+        still = np.zeros((FRAME, FRAME, 3), np.uint8)
+        still[:half, :half] = shapes[which][..., None]
+        for at in range(FRAMES):
+            clip[at] = np.roll(still, [int(d % FRAME) + STEP * at * w for d, w in zip(drawn.tolist(), way)], (0, 1))
         held = io.BytesIO()
         np.save(held, clip)
         yield f"{name}/{number:05}", f"{name}/{number:05}.npy", held.getvalue()

@@ -16,6 +16,7 @@ from plait.errors import InputError, choices
 from plait.generate.layout import for_few_rows
 from plait.generate.search import gnmt
 from plait.hub.sequences import Sequences
+from plait.hub.tuned import open_tuned
 from plait.tasks.memory import TranslationMemory
 from plait.tasks.sequences import padded
 from plait.tasks.translation import Translator
@@ -93,7 +94,10 @@ def open_net(folder: Path, config: dict[str, Any]) -> Model:
         net = models.build(config["arch"], config["config"])
     except (TypeError, ValueError) as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
-    load_weights(net, weights)
+    if "tuned" in config:
+        open_tuned(net, config["tuned"], weights, finished=weights.name == WEIGHTS)
+    else:
+        load_weights(net, weights)
     return net
 
 

@@ -17,7 +17,7 @@ class MovingAverage:
 
     def __init__(self, net: nn.Module, decay: float):
         self.decay = decay
-        self.params = dict(net.named_parameters())
+        self.params = {name: p for name, p in net.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.params.items()}
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,7 +43,7 @@ class Interrupted(KeyboardInterrupt):
 class Trainer:
     """Trains `net` on `feed`, keeping `folder/checkpoints`. `measure` gives figures beside the validation loss.
 
-    `optimizer` makes one for the model, once that is laid over the ranks of `team`.
+    `optimizer` makes one for the model, once that is laid over the ranks of `team`. `weights` are the tensors that the run changes.
     """
 
     def __init__(
@@ -61,9 +61,10 @@ class Trainer:
         measure: Measure | None = None,
         trackers: Sequence[Tracker] = (),
         team: Team | None = None,
+        weights: Callable[[Model], Mapping[str, Tensor]] = Model.state_dict,
     ):
         self.team = team = team or Team(device=next(net.parameters()).device)
-        self.net, self.objective, self.schedule = net, objective, schedule
+        self.net, self.objective, self.schedule, self.weights = net, objective, schedule, weights
         self.learner = team.wrap(net, objective)
         self.optimizer = optimizer(net)
         self.feed, self.trackers = feed, trackers
@@ -104,7 +105,7 @@ class Trainer:
     def tensors(self) -> dict[str, Tensor]:
         """All that a run goes on with, but for the generators; they share their memory with what is trained."""
         average = {} if self.average is None else self.average.state()
-        groups = {"model": self.net.state_dict(), "optimizer": self.optimizer.state(), "precision": self.precision.state()}
+        groups = {"model": self.weights(self.net), "optimizer": self.optimizer.state(), "precision": self.precision.state()}
         return grouped(**groups, average=average)
 
     def save(self) -> None:
@@ -275,11 +276,11 @@ class Trainer:
         state, keeper = self.state, self.keeper
         if better := valid < state.best:
             state.best, state.best_step, state.stale = valid, state.step, 0
-            keeper.write(keeper.best, self.net.state_dict(), {"step": state.step, "figures": figures})
+            keeper.write(keeper.best, self.weights(self.net), {"step": state.step, "figures": figures})
         else:
             state.stale += 1
         if self.settings.average > 1:
-            keeper.write(keeper.evaluated(state.step), self.net.state_dict(), {"step": state.step})
+            keeper.write(keeper.evaluated(state.step), self.weights(self.net), {"step": state.step})
             for old in keeper.all_evaluated()[: -self.settings.average] if self.team.first else ():
                 old.unlink()
         return better

@@ -177,9 +177,14 @@ class Together:
             part.load({key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")})
 
 
+def learning(net: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained; frozen ones need no state of an optimizer."""
+    return {name: p for name, p in net.named_parameters() if p.requires_grad}
+
+
 def inner_matrices(net: nn.Module) -> dict[str, nn.Parameter]:
     """The weight matrices of the blocks: what Muon is for. Embeddings, heads, norms and biases are Adam's."""
-    return {name: p for name, p in net.named_parameters() if p.ndim == 2 and "_proj." in name}
+    return {name: p for name, p in learning(net).items() if p.ndim == 2 and "_proj." in name}
 
 
 def layer_shares(names: Iterable[str], decay: float) -> dict[str, float]:
@@ -205,4 +210,4 @@ def depth_of(name: str) -> int | None:
 
 def others(net: nn.Module, taken: Iterable[str]) -> dict[str, nn.Parameter]:
     taken = set(taken)
-    return {name: p for name, p in net.named_parameters() if name not in taken}
+    return {name: p for name, p in learning(net).items() if name not in taken}

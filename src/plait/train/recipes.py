@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from plait.train.optimizers import Adam, Muon, Together, inner_matrices, layer_shares, others
+from plait.train.optimizers import Adam, Muon, Together, inner_matrices, layer_shares, learning, others
 from plait.train.schedules import Schedule, cosine, inverse_sqrt, linear_decay
 
 
@@ -41,7 +41,7 @@ class Recipe:
     hold: float = 0.0
 
     def optimizer(self, net: nn.Module) -> Together:
-        named = dict(net.named_parameters())
+        named = learning(net)
         shares = layer_shares(named, self.layer_decay)
         if self.kind == "adam":
             return Together(adam=Adam(named, self.rate, self.betas, self.eps, self.decay, shares))
@@ -81,6 +81,18 @@ def tuning(d_model: int) -> Recipe:
     """From released weights (Devlin et al. 2019, A.3): the rate is theirs at their width of 768, and the higher the narrower a model is."""
     rate = 5e-5 * 768 / d_model
     return Recipe("adam", rate, rate, "linear", 0.06, 0.01, (0.9, 0.999), 1e-8)
+
+
+# Times the rate of all weights: what learns is small, or begins at zero. (IA)³'s is 3e-3 in Liu et al. 2022, section 3.3; docs/log.md.
+SMALL = {"lora": 10, "rslora": 10, "dora": 10, "prefix": 100, "prompt": 200, "houlsby": 20, "pfeiffer": 20, "ia3": 60}
+SMALL |= {"bitfit": 20, "head": 20}
+
+
+def small(method: str, d_model: int) -> Recipe:
+    """For the small part of a model that a method of `plait.tune` trains."""
+    whole = tuning(d_model)
+    rate = whole.rate * SMALL[method]
+    return replace(whole, rate=rate, adam_rate=rate, decay=0.0)
 
 
 def recipe_for(wishes: Wishes, usual: Recipe, d_model: int) -> Recipe:

@@ -45,12 +45,26 @@ class Verb(NamedTuple):
 
 VERBS = {
     "train": Verb("plait.verbs.train", "Train", "Train a model on your own data, from files to a run folder."),
+    "tune": Verb(
+        "plait.verbs.tune",
+        "Tune",
+        "Tune a model on your own data by a small part of it, such as LoRA or a prefix; only that part is saved.",
+    ),
     "doctor": Verb(
         "plait.verbs.doctor", "Doctor", "Examine a training run before it starts: overfit one batch, and name what is silently wrong."
     ),
     "run": Verb("plait.verbs.run", "Run", "Put a model to use: answers on stdout, one for each input."),
     "eval": Verb("plait.verbs.eval", "Eval", "Score a model on data with right answers (one JSON object on stdout)."),
-    "inspect": Verb("plait.verbs.inspect", "Inspect", "Show what a model attends to: a page to explore (.html) or a heat map (.png)."),
+    "inspect": Verb(
+        "plait.verbs.inspect",
+        "Inspect",
+        "Show what a model attends to and what its answer rests on: a page to explore (.html) or one picture of it (.png).",
+    ),
+    "compress": Verb(
+        "plait.verbs.compress",
+        "Compress",
+        "Make a finished model smaller, and say what that costs in quality and brings in bytes and time.",
+    ),
     "check": Verb("plait.verbs.check", "Check", "Load released weights and print the certificate: what was claimed, tied and dropped."),
     "convert": Verb(
         "plait.verbs.convert",

@@ -11,10 +11,12 @@ from plait.verbs.numbers import number_faults
 
 BUDGET = ("minutes", "steps", "epochs")
 POSITIVE = (*BUDGET, *"learning_rate warmup batch_tokens vocab_size accumulate average evaluations patience save_seconds threads".split())
-POSITIVE += ("tensor", "teacher_temperature", "size")
+POSITIVE += ("tensor", "teacher_temperature", "size", "rank", "alpha", "length", "width")
+LISTS = ("data", "valid", "columns", "targets")
 # Task -> its module among plait.verbs.lessons.
 LESSONS = {"translation": "translation", "language-model": "language", "masked-lm": "masked"}
 LESSONS |= {name: name for name in ("classify", "tag", "answer", "embed", "detect")}
+TUNING = ("rank", "alpha", "length", "width", "targets", "bits")  # options of --method
 # These may differ between a run and its resumption.
 FREE = {"out", "resume", "workers", "check", "threads", "quiet", "save_seconds", "parallel", "tensor", "tensorboard", "wandb"}
 
@@ -50,6 +52,15 @@ class Train:
     )
     teacher_weight: Annotated[float | None, "share of the loss that the teacher decides (default 0.5)"] = None
     teacher_temperature: Annotated[float | None, "softens the scores of both (default 2)"] = None
+    method: Annotated[str | None, "of tuning --model by a small part: lora, prefix, houlsby ... (`plait tune --help` says which)"] = None
+    rank: Annotated[int | None, "of lora, rslora, dora: columns of the two matrices whose product is added (default 8)"] = None
+    alpha: Annotated[float | None, "of lora, rslora, dora: that product's scale, divided by the rank (default 16)"] = None
+    length: Annotated[int | None, "of prefix and prompt: learned entries before the model's own"] = None
+    width: Annotated[int | None, "of houlsby and pfeiffer: hidden values of an adapter"] = None
+    targets: Annotated[list[str], "PATTERNS", "of --method: names of the parts it changes, such as '*.q_proj' 'decoder.*'"] = field(
+        default_factory=list
+    )
+    bits: Annotated[int | None, "with --method: hold the frozen weights in 8 or 4 bits"] = None
     preset: Annotated[str | None, "MODEL-SIZE", "vaswani-base, modern-small ...; default: fitted to data and budget"] = None
     tokenizer: Annotated[str | None, "KIND", "bpe, unigram, words, characters or a tokenizer.json; default: seen from the data"] = None
     target_tokenizer: Annotated[str | None, "KIND", "for the answers, where it is to be another"] = None
@@ -127,6 +138,7 @@ class Train:
             faults.append(f"--teacher-weight {self.teacher_weight}: must be from 0 to 1")
         if self.teacher is None and (self.teacher_weight, self.teacher_temperature) != (None, None):
             faults.append("--teacher-weight and --teacher-temperature go with --teacher: name the model that teaches")
+        faults += self.tuning_faults()
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             faults.append(f"--layer-decay {self.layer_decay}: must be above 0 and at most 1")
         if self.context is not None and self.context < 8:
@@ -136,6 +148,17 @@ class Train:
         if faults:
             raise InputError("this run cannot start", faults)
         return self
+
+    def tuning_faults(self) -> list[str]:
+        given = [name for name in TUNING if getattr(self, name) not in (None, [])]
+        if self.method is None:
+            return [f"--{name} goes with --method, which tunes a small part of --model" for name in given]
+        faults = [] if self.model is not None else [f"--method {self.method}: --model is missing: what is tuned is a model there is"]
+        if self.bits not in (None, 8, 4):
+            faults.append(f"--bits {self.bits}: expected 8 or 4")
+        if self.layer_decay is not None:
+            faults.append("--layer-decay is for training all weights; leave out --method or it")
+        return faults
 
     def resumed(self) -> "Train":
         """The settings the run was started with; what was given now must be the same."""
@@ -147,7 +170,7 @@ class Train:
         faults, values = number_faults(self, ("save_seconds", "threads")), {}
         for f in fields(self):
             now, then = getattr(self, f.name), saved.get(f.name)
-            default = [] if f.name in ("data", "valid", "columns") else f.default
+            default = [] if f.name in LISTS else f.default
             if f.name in FREE or f.name not in saved:
                 values[f.name] = now
                 continue

@@ -24,13 +24,14 @@ from plait.train.trackers import TensorBoard, Tracker, WeightsAndBiases
 from plait.verbs.doctor import check_first
 from plait.verbs.lessons.lesson import Lesson, Say
 from plait.verbs.lessons.teaching import with_teacher
+from plait.verbs.lessons.tuning import with_tuning
 from plait.verbs.train import LESSONS, Train
 
 
 def lesson_of(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
     """The lesson of the verb's task; `saved` is config.json of the run that is to go on."""
     lesson = import_module(f"plait.verbs.lessons.{LESSONS[verb.task]}").lesson(verb, saved, say)
-    return with_teacher(verb, lesson)
+    return with_tuning(verb, with_teacher(verb, lesson), saved)
 
 
 def model_of(verb: Train, lesson: Lesson) -> Model:
@@ -92,12 +93,13 @@ def train_on(team: parallel.Team, verb: Train, started: float) -> dict[str, Any]
         lesson.measure,
         trackers_of(verb) if team.first else (),
         team,
+        lesson.weights,
     )
     if saved:
         trainer.resume()
         say(f"going on at step {trainer.state.step:,}")
         if trainer.state.finished and not (out / runs.WEIGHTS).exists():  # stopped between its last step and this
-            return finish(out, net, trainer, trainer.state, say)
+            return finish(out, lesson, trainer, trainer.state, say)
         if trainer.state.finished:
             raise InputError(
                 f"{out}: this run is finished (step {trainer.state.step:,}): start a new one with another --out for a longer budget"
@@ -109,7 +111,7 @@ def train_on(team: parallel.Team, verb: Train, started: float) -> dict[str, Any]
         raise KeyboardInterrupt(
             f"stopped at step {trainer.state.step:,}, everything is saved; go on with: plait train {verb.task} --out {out} --resume"
         ) from None
-    return finish(out, net, trainer, state, say)
+    return finish(out, lesson, trainer, state, say)
 
 
 def settings_of(verb: Train) -> Settings:
@@ -126,8 +128,9 @@ def trackers_of(verb: Train) -> list[Tracker]:
     return trackers
 
 
-def finish(out: Path, net: Model, trainer: Trainer, state: State, say: Say) -> dict[str, Any]:
+def finish(out: Path, lesson: Lesson, trainer: Trainer, state: State, say: Say) -> dict[str, Any]:
     """The best of what was evaluated, or the average of the last weights where that is better, becomes the model."""
+    net, weights = trainer.net, lesson.weights(trainer.net)
     keeper, team, last = trainer.keeper, trainer.team, trainer.settings.average
     keeper.wait()
     team.barrier()  # the first rank's files are read by all
@@ -135,15 +138,15 @@ def finish(out: Path, net: Model, trainer: Trainer, state: State, say: Say) -> d
     chosen, valid_loss, figures = f"step {note['step']}", state.best, note.get("figures")
     trainer.average = trainer.judge.average = None  # its weights are those that were kept
     if (mean := keeper.mean(last) if last > 1 else None) is not None:
-        filled(net.state_dict(), mean, keeper.folder)
+        filled(weights, mean, keeper.folder)
         if (averaged := trainer.valid_loss()) < valid_loss:
             best, chosen, valid_loss, figures = mean, f"the average of the last {last} evaluations", averaged, None
-    filled(net.state_dict(), best, keeper.best)
+    filled(weights, best, keeper.best)
     if figures is None:
         with trainer.judge.judging():
             figures = trainer.judge.figures()
     if team.first:
-        write_tensors(out / runs.WEIGHTS, best, {"chosen": chosen})
+        write_tensors(out / runs.WEIGHTS, lesson.result(net, best), {"chosen": chosen})
         from plait.train.curves import draw_curves
 
         if not draw_curves(MetricsFile(out / "metrics.jsonl").rows(), out / "curves.png"):

@@ -5,13 +5,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from plait import models
 from plait.core.model import Model
 from plait.errors import InputError
 from plait.hub import load
 from plait.hub.settings import IDS
+from plait.hub.transfer import Transfer, transfer
 from plait.text.loaded import LoadedTokenizer
 from plait.text.saving import keep_tokenizer, kept_tokenizer, with_roles
 from plait.text.tokenizer import BOS, EOS
@@ -29,7 +28,7 @@ class Beginning:
     choice: Choice
     max_length: int | None  # tokens that the model can be given
     released: bool = False  # whether training goes on from the weights of a finished model
-    start: Callable[[Model], None] | None = None
+    start: Callable[[Model], Transfer] | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)  # what the run's config.json keeps of that model's settings of answers
 
     def keep(self, folder: Path) -> None:
@@ -101,11 +100,11 @@ def of_model(
     wanted = {**config, **settings}
     if verb.dropout is not None and "dropout" in known:
         wanted["dropout"] = verb.dropout
-    weights = {name: p.detach() for name, p in net.state_dict().items()}
 
-    def start(net: Model) -> None:
-        kept, new = transferred(net, weights)
-        say(f"started from {verb.model}: {kept} tensors taken" + (f"; new: {', '.join(new)}" if new else ""))
+    def start(made: Model) -> Transfer:
+        found = transfer(net, made)
+        say(f"started from {verb.model}: {found}")
+        return found
 
     tokens = count(ready.tokenizer)
     batch_tokens = verb.batch_tokens or 2048
@@ -119,15 +118,4 @@ def described(ready: Any) -> tuple[str, dict[str, Any]]:
     """(page, settings) of a model that was loaded."""
     settings = ready.parts.settings
     arch = next(name for name, page in models.PAGES.items() if type(settings) is page.Config)
-    return arch, asdict(settings)
-
-
-def transferred(net: Model, weights: Mapping[str, Tensor]) -> tuple[int, list[str]]:
-    """Fills in what has the same name and shape; (how many tensors, names of those that start anew)."""
-    own = net.state_dict()
-    (head,) = net.heads if len(net.heads) == 1 else ("",)
-    # What a head of another name has in the same form is kept: the pooler that a bare encoder brings is what reads a classifier's text.
-    weights = {f"heads.{head}.{name.split('.', 2)[2]}" if name.startswith("heads.") else name: t for name, t in weights.items()}
-    same = {name: weights[name] for name, t in own.items() if name in weights and weights[name].shape == t.shape}
-    net.load_state_dict(same, strict=False)
-    return len(same), [name for name in own if name not in same]
+    return arch, asdict(settings) | ({"shape": list(ready.net.shape)} if ready.net.shape else {})  # as `models.build` takes it

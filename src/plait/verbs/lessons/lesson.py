@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from plait import models
 from plait.core.model import Model, parameters
@@ -33,10 +34,12 @@ class Lesson:
     keep: Callable[[Path], None]  # writes the tokenizer, and whatever else answering needs, into the run's folder
     recipe: Recipe
     notes: dict[str, Any] = field(default_factory=dict)
-    start: Callable[[Model], None] | None = None  # fills in the weights that training starts from
+    start: Callable[[Model], Any] | None = None  # fills in the weights that training starts from
     measure: Callable[[Model], dict[str, float]] | None = None  # figures of the validation set beside its loss
     shown: Callable[[Sequence[int]], str] | None = None  # ids as text, for whoever looks at a batch
     workers: int = 0  # threads that make batches ahead, where the user does not say
+    weights: Callable[[Model], Mapping[str, Tensor]] = Model.state_dict  # what training changes: checkpoints hold no more
+    result: Callable[[Model, Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda net, best: best  # of the best: what the run keeps
 
 
 @dataclass(frozen=True)

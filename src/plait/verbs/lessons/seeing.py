@@ -7,23 +7,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 from plait import models
 from plait.core.model import Model
-from plait.core.pixels import GridPositions
 from plait.data.picture_feed import Pictures
 from plait.data.picture_rows import BoxRow, Part, PictureRow, parts_in
 from plait.data.report import Report
 from plait.errors import InputError, choices
 from plait.hub import load
 from plait.hub.pictures import FILE, preparation_in
+from plait.hub.transfer import Transfer, transfer
 from plait.media.augment import PRESETS, Augmentation
 from plait.media.preparing import Exactly, Preparation, Shortest, Within
 from plait.tasks.objective import Objective
 from plait.train.checkpoints import write_json
 from plait.verbs.eval import Eval
-from plait.verbs.lessons.beginning import described, transferred
+from plait.verbs.lessons.beginning import described
 from plait.verbs.lessons.lesson import Choice, Lesson, Say, choose, has_towers, presets_of, usual_recipe
 from plait.verbs.lessons.named import files_of
 from plait.verbs.lessons.rows import Rows, read_rows_of, rows_to_score
@@ -57,7 +56,7 @@ class Sight:
     choice: Choice
     preparation: Preparation
     released: bool = False
-    start: Callable[[Model], None] | None = None
+    start: Callable[[Model], Transfer] | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -180,13 +179,11 @@ def of_model(verb: Train, want: Seeing, say: Say) -> Sight:
         whole_patches(wanted, verb.size)
     if verb.dropout is not None and "dropout" in known:
         wanted["dropout"] = verb.dropout
-    weights = {name: p.detach() for name, p in net.state_dict().items()}
 
-    def start(made: Model) -> None:
-        resized = positions_from(net, made)
-        kept, new = transferred(made, {**weights, **resized})
-        told = f"; interpolated: {', '.join(resized)}" if resized else ""
-        say(f"started from {verb.model}: {kept} tensors taken{told}" + (f"; new: {', '.join(new)}" if new else ""))
+    def start(made: Model) -> Transfer:
+        found = transfer(net, made)
+        say(f"started from {verb.model}: {found}")
+        return found
 
     rows = max(1, (verb.batch_tokens or 32 * 196) // 196)
     say(f"{verb.model}: page {arch}, {want.pictures:,} pictures, {rows} a batch")
@@ -201,16 +198,6 @@ def at_side(given: Preparation, side: int) -> Preparation:
     if given.crop is None and isinstance(size, Shortest):
         return replace(given, size=Shortest(side, size.longest and round(size.longest * side / size.edge)))
     return given if isinstance(size, Within) else replace(given, size=Exactly(side, side), crop=None)
-
-
-def positions_from(net: Model, made: Model) -> dict[str, torch.Tensor]:
-    """Tables of positions for the new model's grid, interpolated from the old one's."""
-    old, found = dict(net.named_modules()), {}
-    for name, part in made.named_modules():
-        was = old.get(name)
-        if isinstance(part, GridPositions) and isinstance(was, GridPositions) and part.grid != was.grid and part.before == was.before:
-            found[f"{name}.weight"] = was.resized(*part.grid).detach()
-    return found
 
 
 def picture_lesson(start: Sight, objective: Objective, sides: Sequence[Pictures[Any]], seed: int, answers: dict[str, Any]) -> Lesson:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import models
+from plait.core.model import Model
 from plait.data import builtin
 from plait.data.cleaning import clean
 from plait.data.corpus import Corpus
@@ -14,7 +15,8 @@ from plait.data.feed import RowFeed
 from plait.data.pairs import Pair, read_pairs
 from plait.data.split import check_disjoint, split_by_source
 from plait.errors import InputError, choices
-from plait.hub import runs
+from plait.hub import load, runs
+from plait.hub.transfer import Transfer, transfer
 from plait.tasks.memory import SEPARATOR, TranslationMemory
 from plait.tasks.translation import TeacherForcing
 from plait.text.tokenizer import Tokenizer
@@ -100,18 +102,24 @@ def with_neighbours(data: Data, say: Say) -> tuple[Data, TranslationMemory]:
 
 def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
     data, out = read(verb, say), verb.out
+    base = None if saved or verb.model is None else run_of(verb)
     if saved:
         source = Tokenizer.load(out / runs.TOKENIZER)
         target = Tokenizer.load(out / runs.TARGET_TOKENIZER) if (out / runs.TARGET_TOKENIZER).exists() else source
+    elif base is not None:
+        source, target = base.source_tokenizer, base.target_tokenizer
     else:
         source, target = tokenizers_for(verb, data, say)
     memory = None
     if verb.neighbours:
         data, memory = with_neighbours(data, say)
-    context = verb.context or 256
+    context = verb.context or (base.config["max_source"] if base else 256)
     corpus, valid = (Corpus.encode(part, source, target, context, context) for part in (data.train, data.valid))
     say(str(corpus.report))
-    choice = Choice.of(saved) if saved else chosen(verb, source, target, int(corpus.lengths.sum()), say)
+    if base is not None:
+        choice = continued(verb, base.config)
+    else:
+        choice = Choice.of(saved) if saved else chosen(verb, source, target, int(corpus.lengths.sum()), say)
     feed = corpus.feed(choice.batch_tokens, verb.seed, [p.where for p in data.train])
     say(f"label smoothing {choice.smoothing:g}, {choice.batch_tokens:,} tokens a batch")
     say(f"{len(corpus):,} pairs to learn from, {len(valid):,} to validate")
@@ -123,6 +131,12 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
         if memory is not None:
             memory.save(out / runs.MEMORY)
 
+    def start(net: Model) -> Transfer:
+        assert base is not None
+        found = transfer(base.net, net)
+        say(f"started from {verb.model}: {found}")
+        return found
+
     answers = min(context, int(1.25 * corpus.targets.lengths.max()) + 4)  # no answer is expected to be much longer than any seen
     return Lesson(
         choice.arch,
@@ -132,7 +146,7 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
         list(valid.feed(8192).all()),
         fingerprint_of(feed, corpus, valid),
         keep,
-        usual_recipe(choice.arch, choice.config),
+        usual_recipe(choice.arch, choice.config, verb.model is not None),
         {
             "batch_tokens": choice.batch_tokens,
             "smoothing": choice.smoothing,
@@ -140,8 +154,30 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
             "max_target": answers,
             "neighbours": verb.neighbours,
         },
+        None if base is None else start,
         shown=target.decode,
     )
+
+
+def run_of(verb: Train) -> runs.TranslationRun:
+    """The run that `--model` names, whose weights and tokenizers training goes on with."""
+    if verb.preset or verb.tokenizer or verb.target_tokenizer or verb.vocab_size:
+        own = "--preset, --tokenizer, --target-tokenizer and --vocab-size"
+        raise InputError(f"--model brings its own size and tokenizers: leave out {own}")
+    assert verb.model is not None
+    ready = load(verb.model)
+    if not isinstance(ready, runs.TranslationRun):
+        raise InputError(f"--model {verb.model}: its task is {ready.task}; translation goes on from a run of `plait train translation`")
+    if ready.memory is not None and not verb.neighbours:
+        raise InputError(f"--model {verb.model}: was trained with neighbours: give --neighbours, so that its sources look the same")
+    return ready
+
+
+def continued(verb: Train, config: dict[str, Any]) -> Choice:
+    """As the run was, but for what the user says."""
+    wanted = dict(config["config"]) | ({} if verb.dropout is None else {"dropout": verb.dropout})
+    smoothing = config.get("smoothing", 0.0) if verb.smoothing is None else verb.smoothing
+    return Choice(config["arch"], wanted, verb.batch_tokens or config.get("batch_tokens", sizing.STEP_TOKENS), smoothing)
 
 
 def chosen(verb: Train, source: Tokenizer, target: Tokenizer, tokens: int, say: Say) -> Choice:

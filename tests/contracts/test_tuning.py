@@ -1,0 +1,180 @@
+"""Every model of PAGES is tuned by a small part, which begins as nothing, learns alone, and is saved, loaded, merged and taken off."""
+
+import copy
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from plait.core.cache import Cache
+from plait.core.stream import Stream
+from plait.errors import InputError
+from plait.tune import (
+    IA3,
+    Adapter,
+    BitFit,
+    HeadOnly,
+    LoRA,
+    Prefix,
+    Prompt,
+    attach,
+    detach,
+    load_small,
+    merge,
+    select,
+    small,
+    unmerge,
+    using,
+)
+
+BEGIN_AS_NOTHING = {
+    "lora": LoRA(rank=2),
+    "dora": LoRA(rank=2, targets=("*_proj",), magnitude=True),
+    "ia3": IA3(),
+    "houlsby": Adapter(width=3, activation="gelu"),
+    "pfeiffer": Adapter(width=3, placement="pfeiffer", activation="gelu"),
+    "bitfit": BitFit(),
+}
+OTHERS = {"prefix": Prefix(length=3), "network": Prefix(length=2, hidden=5), "prompt": Prompt(length=3), "head": HeadOnly()}
+METHODS = {**BEGIN_AS_NOTHING, **OTHERS}
+
+
+@pytest.fixture(scope="module")
+def own(net):
+    """A copy, which every test gives back as it was."""
+    return copy.deepcopy(net).eval()
+
+
+@contextmanager
+def tuned(net, method, moved=True):
+    """With a small part that does something; None where the model has nothing that the method could train."""
+    try:
+        attach(net, METHODS[method])
+    except InputError as error:
+        if method not in ("bitfit", "head") and "rows of its own" not in str(error):  # no biases; only a lent matrix; frames
+            raise
+        yield None
+        return
+    if moved:
+        move(net)
+    yield net
+    detach(net)
+
+
+@torch.no_grad()
+def move(net, seed=3):
+    draw = torch.Generator().manual_seed(seed)
+    for p in net.parameters():
+        if p.requires_grad:
+            p.add_(torch.randn(p.shape, generator=draw, dtype=p.dtype), alpha=0.3)
+
+
+@pytest.fixture
+def said(ends):
+    """What a model answers: all scores of its head."""
+    source, target = ends.source(2, 5, 2), ends.target(2, 4, 3)
+    return lambda net: ends.scores(net, source, target)
+
+
+@pytest.mark.capability("tune")
+@torch.no_grad()
+def test_it_begins_as_the_model_itself(own, said):
+    plain = said(own)
+    for method in BEGIN_AS_NOTHING:
+        with tuned(own, method, moved=False) as made:
+            if made is not None:
+                assert_close(said(made), plain, rtol=0, atol=0)
+
+
+@pytest.mark.capability("tune")
+def test_only_the_small_part_learns_and_all_of_it(own, net, ends, said):
+    for method in METHODS:
+        with tuned(own, method) as made:
+            if made is None:
+                continue
+            said(made).square().mean().backward()
+            for name, p in made.named_parameters():
+                assert p.requires_grad == (p.grad is not None), f"{method}: {name}"
+                place = name.removeprefix("tunings.default.parts.").replace("/", ".")
+                if p.requires_grad and "/" in name and not (ends.blind and place.startswith("decoder.blocks.0.self_attn.")):
+                    assert p.grad.abs().sum() > 0, f"{method}: {name}"
+    before = dict(net.named_parameters())
+    for name, p in own.named_parameters():
+        assert p.requires_grad and torch.equal(p, before.pop(name)), name
+    assert not before
+
+
+@pytest.mark.capability("tune")
+@torch.no_grad()
+def test_what_is_saved_of_it_gives_the_same_on_a_fresh_model(own, said):
+    plain = said(own)
+    for method in ("dora", "pfeiffer", "network", "prompt", "head"):
+        with tuned(own, method) as made:
+            if made is None:
+                continue
+            answer, state = said(made), small(made)
+            assert not torch.allclose(answer, plain), method
+        load_small(own, METHODS[method], state, "other")
+        assert_close(said(own), answer, rtol=0, atol=1e-12)
+        detach(own, "other")
+    assert torch.equal(said(own), plain)
+
+
+@pytest.mark.capability("tune")
+@torch.no_grad()
+def test_merged_it_is_the_same_and_unmerged_the_bits_are_back(own, net, said):
+    for method in ("lora", "dora", "ia3"):
+        with tuned(own, method) as made:
+            answer, bits = said(made), {name: p.clone() for name, p in made.named_parameters()}
+            merge(made)
+            assert_close(said(made), answer, rtol=1e-9, atol=1e-9)
+            unmerge(made)
+            assert all(torch.equal(p, bits[name]) for name, p in made.named_parameters())
+    made = copy.deepcopy(own)
+    attach(made, METHODS["lora"])
+    move(made)
+    answer = said(made)
+    merge(made, keep=False)
+    assert_close(said(made), answer, rtol=1e-9, atol=1e-9)
+    assert [type(part) for part in made.modules()] == [type(part) for part in net.modules()]
+    assert list(made.state_dict()) == list(net.state_dict())
+
+
+@pytest.mark.capability("tune")
+@torch.no_grad()
+def test_several_are_switched(own, said):
+    answers = {None: said(own)}
+    for seed, (name, method) in enumerate({"a": "lora", "b": "dora", "c": "prefix"}.items()):
+        attach(own, METHODS[method], name)
+        move(own, seed)
+        answers[name] = said(own)
+    for name in ("a", "b", None, "c", "a"):
+        with using(own, name):
+            assert torch.equal(said(own), answers[name])
+    select(own, None)
+    assert torch.equal(said(own), answers[None])
+    for name in "abc":
+        detach(own, name)
+
+
+@pytest.mark.capability("tune")
+@torch.no_grad()
+def test_cached_is_uncached(own, ends):
+    if not ends.causal:
+        return
+    source, target = ends.source(2, 5, 2), ends.target(2, 7, 3)
+    padded = torch.ones(2, 7, dtype=torch.bool)
+    padded[0, :2] = False
+    for method, tuning in {"lora": LoRA(rank=2), "prefix": Prefix(length=3), "prompt": Prompt(length=3, towers=own.towers)}.items():
+        attach(own, tuning)
+        move(own)
+        memories = ends.memories(own, source)
+        for real in (None, padded):
+            cache, outs = Cache(7), []
+            for chunk in (slice(0, 3), slice(3, 4), slice(4, 7)):
+                given = cache.stream(target[:, chunk], None if real is None else real[:, chunk])
+                outs.append(own.run(ends.last, given, memories, cache).x)
+            whole = own.run(ends.last, Stream(target, real=real), memories).x
+            assert_close(torch.cat(outs, 1)[padded], whole[padded], rtol=1e-9, atol=1e-9, msg=lambda text: f"{method}: {text}")  # noqa: B023
+        detach(own)
