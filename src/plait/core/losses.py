@@ -79,15 +79,17 @@ def _sums(
         if not any(wanted):
             continue
         e.scatter_add_(1, t, (smoothing - 1) * s)
-        p = None if short is None else (e / s).to(half)
-        if grad_hidden is not None and p is None:
-            torch.mm(e, weight, out=grad_hidden[start : start + rows]).div_(s)
-        elif grad_hidden is not None:
-            grad_hidden[start : start + rows] = p @ short
-        if grad_weight is not None and p is None:
-            grad_weight.addmm_(e.T, h / s)
-        elif grad_weight is not None:
-            grad_weight += p.T @ h.to(half)
+        if short is None:
+            if grad_hidden is not None:
+                torch.mm(e, weight, out=grad_hidden[start : start + rows]).div_(s)
+            if grad_weight is not None:
+                grad_weight.addmm_(e.T, h / s)
+        else:
+            p = (e / s).to(half)
+            if grad_hidden is not None:
+                grad_hidden[start : start + rows] = p @ short
+            if grad_weight is not None:
+                grad_weight += p.T @ h.to(half)
         if grad_bias is not None:
             grad_bias.addmv_(e.T, (1 / s)[:, 0])
     if smoothing and grad_hidden is not None:

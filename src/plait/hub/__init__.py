@@ -25,7 +25,7 @@ def place(name: str | Path) -> Path:
 
 
 def load(name: str | Path | Sequence[str | Path], device: str = "cpu", bits: int | None = None, exact: bool = False) -> Any:
-    """A run folder, a released checkpoint's folder, a name of the zoo or an id of the Hugging Face Hub (`org/name`, `org/name@revision`).
+    """A run folder, a folder of a released checkpoint or of PEFT's, a name of the zoo or an id of the Hugging Face Hub (`org/name@main`).
 
     What is returned is called to let it do its task. With `bits`, 8 or 4, its matrices are rounded to so many bits a value
     (`plait.compress.quantise`) as they are read: less memory, and faster where few rows are multiplied. A GGUF's blocks that have no more
@@ -36,6 +36,7 @@ def load(name: str | Path | Sequence[str | Path], device: str = "cpu", bits: int
     from plait.generate.layout import exactly
     from plait.hub.checkpoints import is_checkpoint, open_checkpoint
     from plait.hub.runs import open_run
+    from plait.hub.tuned import open_peft
 
     if not isinstance(name, str | Path):
         from plait.hub.together import together
@@ -43,7 +44,10 @@ def load(name: str | Path | Sequence[str | Path], device: str = "cpu", bits: int
         members = [(str(one), load(one, device, bits, exact)) for one in name]
         return members[0][1] if len(members) == 1 else together(members)
     folder = place(name)
-    model = open_checkpoint(folder, device, bits) if is_checkpoint(folder) else open_run(folder, device, bits)
+    if (folder / "adapter_config.json").is_file():
+        model = open_peft(folder, device, bits)
+    else:
+        model = open_checkpoint(folder, device, bits) if is_checkpoint(folder) else open_run(folder, device, bits)
     if exact:
         exactly(model.net)
     return model

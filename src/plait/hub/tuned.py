@@ -17,6 +17,7 @@ from plait.compress import limited
 from plait.core.model import Model
 from plait.errors import InputError
 from plait.hub.transfer import Transfer, transfer
+from plait.text.special import read_object
 from plait.tune.attach import misfits
 
 
@@ -78,10 +79,9 @@ def from_base(net: Model, tuned: Tuned, where: Path) -> None:
         limited(net, tuned.bits)
 
 
-def open_tuned(net: Model, said: Mapping[str, Any], weights: Path, finished: bool) -> None:
-    """A freshly built model becomes the tuned one. What can be merged into its weights is, so that it is as fast as untuned.
-
-    `weights` are what `tune.small` gave, or where training was stopped (not `finished`) the best of a checkpoint.
+def open_tuned(net: Model, said: Mapping[str, Any], weights: Path, finished: bool, apart: bool = False) -> None:
+    """A freshly built model becomes the tuned one. What can be merged into its weights is, so that it is as fast as untuned; not with
+    `apart`. `weights` are what `tune.small` gave, or where training was stopped (not `finished`) the best of a checkpoint.
     """
     where = weights.parent / "config.json"
     tuned = Tuned.of(said, where)
@@ -102,8 +102,43 @@ def open_tuned(net: Model, said: Mapping[str, Any], weights: Path, finished: boo
                 t.copy_(tensors[name])
     except InputError as error:
         raise InputError(f"{weights}: {error.message}", error.faults) from None
-    if tune.mergeable(net):
+    if not apart and tune.mergeable(net):
         tune.merge(net, keep=False)
+
+
+def open_peft(folder: Path, device: str, bits: int | None) -> Any:
+    """A folder of PEFT's: the model that it names, with its small part on."""
+    from plait.hub import load
+    from plait.hub.peft_files import CONFIG, read_peft
+
+    base = read_object(folder / CONFIG, "the object of an adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise InputError(f"{folder / CONFIG}: does not say on which model it stands: add base_model_name_or_path")
+    try:
+        model = load(base, device, bits)
+    except InputError as error:
+        raise InputError(f"{folder}: stands on the model {base}, which cannot be opened: {error.message}", error.faults) from None
+    read_peft(folder, model.net, model.parts.settings)
+    if tune.mergeable(model.net):
+        tune.merge(model.net, keep=False)
+    model.net.eval()
+    return model
+
+
+def write_as_peft(folder: Path, out: Path) -> dict[str, Any]:
+    """The small part of a tuned run as a folder of PEFT's; InputError where PEFT or its model has no names for it."""
+    from plait.hub.checkpoints import is_checkpoint
+    from plait.hub.peft_writing import write_peft
+    from plait.hub.runs import WEIGHTS, read_config
+
+    config = {} if is_checkpoint(folder) else read_config(folder)
+    if "tuned" not in config or not (folder / WEIGHTS).exists():
+        raise InputError(f"{folder}: is no finished run of `plait tune`, whose small part is what PEFT's folders hold")
+    net = models.build(config["arch"], config["config"])
+    open_tuned(net, config["tuned"], folder / WEIGHTS, finished=True, apart=True)
+    settings = models.PAGES[config["arch"]].Config(**{name: value for name, value in config["config"].items() if name != "shape"})
+    write_peft(net, settings, out, base=config["tuned"]["base"])
+    return {"tensors": len(tune.small(net)), "base": config["tuned"]["base"]}
 
 
 def absolute(base: str) -> str:
@@ -116,7 +151,7 @@ def checksum(state: Mapping[str, Tensor], names: Iterable[str]) -> str:
     """Of the tensors of these names: those that were taken from the base."""
     total = 0
     for name in sorted(names):
-        total = zlib.crc32(state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), total)
+        total = zlib.crc32(state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data, total)
     return f"{total:08x}"
 
 

@@ -23,6 +23,7 @@ from plait.errors import InputError, choices
 from plait.hub.checkpoints import SMALL, gguf_of, is_checkpoint, open_net, tensors_of
 from plait.hub.onnx_export import export_onnx
 from plait.hub.runs import MEMORY, WEIGHTS, open_run, read_config
+from plait.hub.tuned import write_as_peft
 from plait.text.gguf_keys import gguf_keys
 from plait.text.gguf_tokens import gguf_tokenizer
 from plait.text.loaded import LoadedTokenizer
@@ -39,7 +40,7 @@ from plait.weights.safetensors_writer import write_model, write_safetensors
 from plait.weights.source import Source
 
 PLAIN = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-DTYPES = {"hf": tuple(PLAIN), "gguf": (*PLAIN, "q8_0"), "onnx": ("f32",), "plait": ("f32",)}  # what --dtype may ask for
+DTYPES = {"hf": tuple(PLAIN), "gguf": (*PLAIN, "q8_0"), "onnx": ("f32",), "plait": ("f32",), "peft": ("f32",)}  # what --dtype may ask for
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # llama_ftype of llama.cpp: what most of the matrices are
 # Files of a checkpoint's folder that say something beside its weights: the tokenizer's, generation's, those of sentence-transformers.
 BESIDE = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja", "[0-9]_*/config.json", "LICENSE*", "README.md", MEMORY)
@@ -109,8 +110,9 @@ def convert(place: Path, to: str, out: Path, dtype: str | None = None, bits: int
     """Write a checkpoint to the new folder `out` (for a GGUF also a file ending in .gguf), whole or not at all.
 
     `to` is hf, gguf or onnx; the last is also for runs of our own. What is not asked to change is the file's bit for bit: tensors, packed
-    blocks, the keys of its config. Or it is plait, with `bits`: for `plait.load` alone, also of runs. Returns what was written. InputError
-    says why a format cannot hold this model.
+    blocks, the keys of its config. Or it is plait, with `bits`: for `plait.load` alone, also of runs. Or peft: what a
+    run of `plait tune` has learned. Returns what was written. InputError
+    says why not.
     """
     single = to == "gguf" and out.suffix == ".gguf"
     if out.exists() and (single or not out.is_dir() or any(out.iterdir())):
@@ -119,6 +121,11 @@ def convert(place: Path, to: str, out: Path, dtype: str | None = None, bits: int
         raise InputError(f"--dtype {dtype}: written with --to {to} are {choices(DTYPES[to])}")
     if (to == "plait") != (bits is not None):
         raise InputError(f"--to {to}{f' --bits {bits}' * (bits is not None)}: --bits 8 or 4 goes with --to plait; give both, or neither")
+    if to == "peft":
+        with beside(out) as made:
+            told = write_as_peft(place, made)
+            place_in(made, out)
+        return {"out": str(out), "format": to, **told}
     opened: Any = (Run if to in ("onnx", "plait") and not is_checkpoint(place) else Opened)(place, bits)
     if to != "plait" and any(isinstance(part, Quantised) for part in opened.net.modules()):
         raise InputError(f"{place}: its matrices are in fewer bits already; --to {to} writes the model that it was made of")
@@ -130,10 +137,14 @@ def convert(place: Path, to: str, out: Path, dtype: str | None = None, bits: int
         if single:
             os.replace(made / "model.gguf", out)
         else:
-            if out.is_dir():
-                out.rmdir()  # an empty one: not everywhere may a folder replace it
-            os.replace(made, out)
+            place_in(made, out)
     return {"out": str(out), "format": to, "tensors": sum(kinds.values()), "types": dict(sorted(kinds.items()))}
+
+
+def place_in(made: Path, out: Path) -> None:
+    if out.is_dir():
+        out.rmdir()  # an empty one: not everywhere may a folder replace it
+    os.replace(made, out)
 
 
 @contextmanager

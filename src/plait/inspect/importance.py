@@ -13,8 +13,8 @@ from plait.inspect.taps import attentions, evaluating, ready, tapped
 def head_importance(model: Any, loss: Callable[[Model, Any], Tensor], batches: Iterable[Any]) -> dict[str, Tensor]:
     """Attention's name -> [H], the mean over rows of |d loss / d gate|, the gate being a factor of 1 on what the head gives.
 
-    `loss(net, batch)` runs the net and gives a loss a row [B], or one number, which then counts as one row. Numbers of one layer can be
-    compared, those of several after the division by their layer's length (the paper's section 4.1).
+    `loss(net, batch)` runs the net and gives a loss a row [B], or one number, which then counts as one row. Heads of one layer
+    can be compared by it; to compare those of several, the paper divides the numbers of each layer by their norm, `found[name].norm()`.
     """
     net = ready(model)
     sums, rows = dict[str, Tensor](), 0

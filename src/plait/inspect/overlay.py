@@ -2,7 +2,7 @@
 
 import base64
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -54,6 +54,12 @@ class Entries:
     def nowhere(cls, names: list[str]) -> Self:
         """What has no place: words, classes."""
         return cls(names, np.full((len(names), 4), np.nan, np.float32))
+
+    def behind(self, names: list[str]) -> "Entries":
+        """With entries before these that have no place."""
+        n, nowhere = len(names), np.full((len(names), 4), np.nan, np.float32)
+        places, offered = np.concatenate([nowhere, self.places]), [i + n for i in self.offered]
+        return replace(self, names=[*names, *self.names], places=places, offered=offered, first=self.first + n)
 
     def shown(self) -> list[str]:
         """The names as they can be shown; unlike a token's, their spaces are no news."""
@@ -120,7 +126,7 @@ def draw_over(
     query = index_of("query", query, n_queries)
     layer = index_of("layer", layers - 1 if layer is None else layer, layers)
     head = 0 if head is None and maps.heads is not None else head
-    chosen = list(range(heads)) if head is None else [index_of("head", head, heads)]
+    chosen = list(range(maps.heads_of(layer))) if head is None else [index_of("head", head, maps.heads_of(layer))]
     height, width = pixels.shape[:2]
     placed = ~np.isnan(keys.places[:, 0])
     top = float(maps.weights[layer, chosen, query][:, placed].max()) or 1.0

@@ -45,6 +45,7 @@ const headSign = (h) => h < 0 ? "mean" : view.headNames?.[h] ?? (view.heads > 1 
 const headName = (h) => h < 0 ? "mean of heads" : view.headNames?.[h] ?? (view.heads > 1 ? `head ${h}` : "all heads");
 const layerSign = (l) => view.layerNames?.[l] ?? String(l);
 const layerName = (l) => view.layerNames ? (/^\d/.test(view.layerNames[l]) ? `layer ${view.layerNames[l]}` : view.layerNames[l]) : `layer ${l}`;
+const headsOf = (l) => view.counts?.[l] ?? view.heads; // a pruned layer has fewer
 const least = () => view.heads > 1 && !view.headNames ? -1 : 0; // names are of things that have no mean
 const where = () => { // what is named is of its own kind: "lens: likeliest"
   const name = [layerName(now.layer), headName(now.head)].filter(Boolean).join(", ");
@@ -81,6 +82,7 @@ function buildGrid() {
   for (let layer = 0; layer < view.layers; layer++) {
     grid.append(make("span", { class: "n", "data-layer": layer }, layerSign(layer)));
     for (const head of heads) {
+      if (head >= headsOf(layer)) { grid.append(make("span", {})); continue; }
       const canvas = make("canvas", {});
       canvas.style.aspectRatio = Math.min(1.6, Math.max(0.6, shape()));
       canvas.style.imageRendering = view.K < 50 ? "pixelated" : "auto";
@@ -187,7 +189,7 @@ async function go(kind, layer, head, pin) {
     buildGrid(); buildLines();
   }
   const clip = (x, low, high) => Math.min(high, Math.max(low, Math.trunc(x) || 0));
-  now.kind = kind; now.layer = clip(layer, 0, view.layers - 1); now.head = clip(head, least(), view.heads - 1);
+  now.kind = kind; now.layer = clip(layer, 0, view.layers - 1); now.head = clip(head, least(), headsOf(now.layer) - 1);
   now.pin = pin || (fresh ? null : now.pin) || { side: "q", i: view.start };
   now.pin.i = clip(now.pin.i, 0, (now.pin.side === "q" ? view.Q : view.K) - 1);
   show();

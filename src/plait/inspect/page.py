@@ -52,7 +52,9 @@ class Maps:
     """The attention weights of one kind of attention for one input, or other shares of 0 to 1 that `about` speaks of.
 
     `weights` [layers, heads, Q, K], each row summing to 1 if `about` says so; `queries` Q and `keys` K display tokens. `layers` and
-    `heads` are names where numbers do not do, `cells` [heads][Q][K] what stands in a cell. Errors: InputError lists what does not fit.
+    `heads` are names where numbers do not do, `cells` [heads][Q][K] what stands in a cell. `counts` says how many heads each layer has
+    where they differ; what stands behind them is not shown, but for the mean over heads, and so is the layer's mean. Errors: InputError
+    lists what does not fit.
     """
 
     kind: str
@@ -61,6 +63,7 @@ class Maps:
     keys: list[str]
     layers: Sequence[str] | None = None
     heads: Sequence[str] | None = None
+    counts: Sequence[int] | None = None
     cells: Sequence[Sequence[Sequence[str]]] | None = None
     about: About = About()
     start: int | None = None  # the query that is shown first
@@ -84,6 +87,9 @@ class Maps:
         if faults:
             raise InputError(f"{self.kind}: the attention maps do not fit together", faults)
 
+    def heads_of(self, layer: int) -> int:
+        return self.weights.shape[1] if self.counts is None else self.counts[layer]
+
     def asking(self) -> list[str]:
         """The queries as they can be shown."""
         return [visible(token).replace("␣", " ") if self.about.words else visible(token) for token in self.queries]
@@ -101,11 +107,13 @@ def fitted(maps: Sequence[Maps], room: int = ROOM) -> list[Maps]:
         m = found[i]
         layers, heads, *_ = m.weights.shape
         if over() > 0 and heads > 1 and m.heads is None:
-            m = found[i] = replace(m, weights=m.weights.mean(1, keepdims=True), heads=[f"mean of {heads} heads"])
+            name = "mean of heads" if m.counts else f"mean of {heads} heads"
+            m = found[i] = replace(m, weights=m.weights.mean(1, keepdims=True), heads=[name], counts=None)
         if over() > 0 and layers > 1:
             kept = max(1, layers - -(-over() // m.weights[0].size))
             some = list(range(layers - 1, -1, -layers // kept))[::-1]
-            found[i] = replace(m, weights=m.weights[some], layers=[str((m.layers or range(layers))[one]) for one in some])
+            counts = m.counts and [m.counts[one] for one in some]
+            found[i] = replace(m, weights=m.weights[some], layers=[str((m.layers or range(layers))[one]) for one in some], counts=counts)
     return found
 
 
@@ -193,7 +201,8 @@ def write_page(
         {
             "kind": m.kind, "slug": slug, "layers": m.weights.shape[0], "heads": m.weights.shape[1],
             "queries": m.asking(), "keys": [visible(t) for t in m.keys], "roots": pack(m.weights),
-            "layerNames": m.layers, "headNames": m.heads, "does": m.about.does, "start": m.start, "are": m.about.are, "hint": m.about.hint,
+            "layerNames": m.layers, "headNames": m.heads, "counts": m.counts,
+            "does": m.about.does, "start": m.start, "are": m.about.are, "hint": m.about.hint,
             "cells": m.cells and [[[visible(t) for t in row] for row in head] for head in m.cells],
         }
         for m, slug in zip(maps, _slugs([m.kind for m in maps]), strict=True)

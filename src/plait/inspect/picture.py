@@ -66,10 +66,10 @@ def draw(path: str | Path, maps: Maps, *, layer: int | None = None, head: int | 
 
     Layers and heads count from 0; `layer=None` is the last one. Errors: InputError for one that is not there, or without matplotlib.
     """
-    layers, heads, n_queries, n_keys = maps.weights.shape
+    layers, _, n_queries, n_keys = maps.weights.shape
     layer = index_of("layer", layers - 1 if layer is None else layer, layers)
     head = 0 if head is None and maps.heads is not None else head  # of named ones the first is the whole
-    chosen = list(range(heads)) if head is None else [index_of("head", head, heads)]
+    chosen = list(range(maps.heads_of(layer))) if head is None else [index_of("head", head, maps.heads_of(layer))]
     large = len(chosen) == 1
     wide = min(11.0, max(4.6, 0.3 * n_keys + 2)) if large else 2.4
 

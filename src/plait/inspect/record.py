@@ -9,7 +9,8 @@ from torch import Tensor
 
 from plait.core.model import Model
 from plait.core.stream import Stream
-from plait.inspect.taps import chosen, evaluating, ready, tapped
+from plait.errors import InputError
+from plait.inspect.taps import chosen, evaluating, matches, ready, tapped
 
 PATTERNS = "**.pattern"
 
@@ -18,10 +19,12 @@ class Record(dict[str, Tensor]):
     """Name -> what flowed there in the last forward pass, detached from the graph."""
 
     def stacked(self, pattern: str) -> Tensor:
-        """[layers, B, ...] of the recorded names that match, in running order."""
-        from plait.inspect.taps import matches
-
-        return torch.stack([found for name, found in self.items() if matches(name, pattern)])
+        """[layers, B, ...] of the recorded names that match, in running order. InputError if none does, or if they differ in shape."""
+        found = {name: value for name, value in self.items() if matches(name, pattern)}
+        if len({value.shape for value in found.values()}) != 1:
+            faults = [f"{name} is {list(value.shape)}" for name, value in found.items()]
+            raise InputError(f"{pattern}: these cannot be stacked" if found else f"{pattern}: nothing of this name was recorded", faults)
+        return torch.stack(list(found.values()))
 
 
 @contextmanager

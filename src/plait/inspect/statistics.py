@@ -46,10 +46,18 @@ class Heads:
     previous: Tensor
 
 
+def prompt_of(s: Stream) -> int:
+    """How many learned entries stand before a finished stream's own."""
+    return 0 if s.prompt is None else s.prompt.shape[1]
+
+
 def real_of(s: Stream, rows: int, length: int) -> Tensor:
-    """[rows, length] which of the entries count; where a step cuts its stream into other rows all do."""
-    fits = s.real is not None and s.real.shape == (rows, length)
-    return s.real if fits else torch.ones(rows, length, dtype=torch.bool, device=s.x.device)  # type: ignore[return-value]
+    """[rows, length] which of the entries count, which a prompt does not; where a step cuts its stream into other rows all do."""
+    found, before = torch.ones(rows, length, dtype=torch.bool, device=s.x.device), prompt_of(s)
+    if (rows, length - before) == s.x.shape[:2]:
+        found[:, :before] = False
+        found[:, before:] &= True if s.real is None else s.real
+    return found
 
 
 def neurons(model: Any, batches: Batches, pattern: str = "**.ffn.hidden", k: int = 5) -> dict[str, Neurons]:
@@ -60,13 +68,14 @@ def neurons(model: Any, batches: Batches, pattern: str = "**.ffn.hidden", k: int
         seen, finished = recorded(net, pattern, **streams)
         for name, x in seen.items():
             rows, length, width = x.shape
-            real = real_of(finished[name.partition(".")[0]], rows, length).flatten()
+            s = finished[name.partition(".")[0]]
+            real = real_of(s, rows, length).flatten()
             x, at = x.flatten(0, 1)[real], torch.arange(rows * length, device=x.device)[real]
             was = found.get(name) or Neurons(0, x.new_zeros(width).double(), x.new_zeros(width).double(), *(x[:0] for _ in range(3)))
             n = was.entries + len(x)
             mean = (was.mean * was.entries + x.double().sum(0)) / n
             active = (was.active * was.entries + (x > 0).double().sum(0)) / n
-            places = [part[:, None].expand_as(x) for part in (start + at // length, at % length)]
+            places = [part[:, None].expand_as(x) for part in (start + at // length, at % length - prompt_of(s))]
             top, order = torch.cat([was.top, x]).topk(min(k, len(was.top) + len(x)), 0)
             both = [torch.cat([old.long(), new]).gather(0, order) for old, new in zip((was.rows, was.positions), places, strict=True)]
             found[name] = Neurons(n, mean, active, top, *both)

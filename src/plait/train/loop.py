@@ -105,7 +105,7 @@ class Trainer:
     def tensors(self) -> dict[str, Tensor]:
         """All that a run goes on with, but for the generators; they share their memory with what is trained."""
         average = {} if self.average is None else self.average.state()
-        groups = {"model": self.weights(self.net), "optimizer": self.optimizer.state(), "precision": self.precision.state()}
+        groups = {"model": learning(self.net) | self.weights(self.net), "optimizer": self.optimizer.state(), "precision": self.precision.state()}
         return grouped(**groups, average=average)
 
     def save(self) -> None:

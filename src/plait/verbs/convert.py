@@ -11,11 +11,11 @@ from plait.verbs import positional
 class Convert:
     """Write a model in another format: Hugging Face's folder, a GGUF or ONNX files; or in 8 or 4 bits, for Plait."""
 
-    model: Annotated[str, positional, "a checkpoint's folder, a .gguf, or a name such as smollm2; for onnx and plait a run too"]
+    model: Annotated[str, positional, "a checkpoint's folder, a .gguf, or a name such as smollm2; for onnx, plait and peft a run too"]
     to: Annotated[
-        Literal["hf", "gguf", "onnx", "plait"],
+        Literal["hf", "gguf", "onnx", "plait", "peft"],
         "hf: config.json, model.safetensors and the tokenizer's files; gguf: one file for llama.cpp; onnx: graphs for onnxruntime; "
-        "plait: with --bits, for Plait alone",
+        "plait: with --bits, for Plait alone; peft: what a run of plait tune learned",
     ]
     out: Annotated[Path, "DIR", "the folder to make; for a GGUF also the file, by a name that ends in .gguf"]
     dtype: Annotated[

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from plait.core.heads import pooled
 from plait.core.pixels import Before
@@ -18,7 +17,7 @@ from plait.inspect.page import About, Maps
 from plait.media.preparing import Preparation
 from plait.tasks.boxes import corners
 from plait.tasks.labels import classified
-from plait.verbs.inspecting_views import Subject, View, scores_at
+from plait.verbs.inspecting_views import Subject, View, prefixes, scores_at
 
 if TYPE_CHECKING:
     from plait.verbs.inspect import Inspect
@@ -43,7 +42,7 @@ def subject_of(verb: "Inspect", model: PictureModel) -> Subject:
     patches = patches_of(before, pixels, streams[encoder], model.prepare, picture)
     made = Subject(net, given, {encoder: patches}, "", pictured=sheet(picture) if model.clips else picture, name="patch")
     if model.clips:
-        made.cut = lambda kind, weights, s: frames(kind, weights, s, patches, len(before))
+        made.cut = lambda kind, weights, counts, s: frames(kind, weights, counts, s, patches)
     if "detect" in net.heads:
         scores, boxes = (found[0].float() for found in net.heads["detect"](streams[rest[0]].x))
         objects, made.answer = objects_of(scores.detach(), boxes.detach(), model)
@@ -86,25 +85,28 @@ def on_sheet(places: np.ndarray, frame: int, n: int) -> np.ndarray:
     return (corner + places.clip(0, 1)) / size
 
 
-def frames(kind: str, weights: Tensor, s: Stream, patches: Entries, before: int) -> dict[str, View]:
+def frames(kind: str, weights: np.ndarray, counts: list[int] | None, s: Stream, patches: Entries) -> dict[str, View]:
     """Attention [layers, rows, H, L, S] over pieces of a clip: each frame by itself, or the mean over the places of all frames."""
     assert s.grid is not None
     n, height, width = s.grid
     size = height * width
     about = About(hint=HINT.format(does="looks at"))
-    if weights.shape[1] == n and weights.shape[-1] == size + 1:
+    learned = prefixes(weights.shape[-1] - weights.shape[-2])
+    if weights.shape[1] == n and weights.shape[-2] == size + 1:
         found = {}
         for frame in np.unique(np.linspace(0, n - 1, min(n, FRAMES)).round().astype(int)).tolist():
             here = slice(len(patches.names) - (n - frame) * size, len(patches.names) - (n - frame - 1) * size)
             places = np.concatenate([np.full((1, 4), np.nan, np.float32), patches.places[here]])
             entries = Entries(["class", *patches.names[here]], places, offered=list(range(1, size + 1)))
-            maps = Maps(f"frame {frame}", weights[:, frame].float().cpu().numpy(), entries.names, entries.names, about=about)
-            found[f"frame-{frame}"] = maps, entries, entries
+            keys = entries.behind(learned)
+            maps = Maps(f"frame {frame}", weights[:, frame], entries.names, keys.names, counts=counts, about=about)
+            found[f"frame-{frame}"] = maps, entries, keys
         return found
     whole = np.stack([on_sheet(np.array([0, 0, 1, 1], np.float32), frame, n) for frame in range(n)])
     entries = Entries([f"frame {i}" for i in range(n)], whole, offered=list(range(n)))
-    maps = Maps("frames over frames", weights.mean(1).float().cpu().numpy(), entries.names, entries.names, about=about)
-    return {kind: (maps, entries, entries)}
+    keys = entries.behind(learned)
+    maps = Maps("frames over frames", weights.mean(1), entries.names, keys.names, counts=counts, about=about)
+    return {kind: (maps, entries, keys)}
 
 
 def patches_of(before: list[str], pixels: Stream, s: Stream, prepare: Preparation, picture: np.ndarray) -> Entries:

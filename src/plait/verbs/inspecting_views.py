@@ -1,11 +1,12 @@
 """What `plait inspect` shows of any model: its towers' streams, what their entries are called, and the scores that are explained."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from plait.core.attention import CrossAttention
@@ -51,7 +52,7 @@ class Subject:
     labels: list[str] | None = None
     pictured: np.ndarray | None = None
     name: str = "token"  # of an entry
-    cut: Callable[[str, Tensor, Stream], dict[str, View]] | None = None  # attention whose rows are pieces of a stream
+    cut: Callable[[str, np.ndarray, list[int] | None, Stream], dict[str, View]] | None = None  # attention whose rows are pieces of a stream
 
 
 def views(subject: Subject, kind: str | None) -> dict[str, View]:
@@ -59,8 +60,8 @@ def views(subject: Subject, kind: str | None) -> dict[str, View]:
     seen, finished = recorded(subject.net, "**.pattern", **subject.streams)
     found = attention(subject, seen, finished)
     rolled = {tower: maps for tower in subject.net.towers if (maps := found.get(tower)) is not None and square(maps[0])}
-    for tower, (maps, queries, keys) in rolled.items():
-        found[f"rollout-{tower}"] = rolled_out(maps, queries, keys, finished[tower], subject)
+    for tower, view in rolled.items():
+        found[f"rollout-{tower}"] = rolled_out(view, tower, finished[tower], subject)
     if kind == "flow":
         found |= {f"flow-{tower}": flowing(*maps, subject) for tower, maps in rolled.items()}
     if subject.targets:
@@ -96,18 +97,43 @@ def attention(subject: Subject, seen: Record, finished: dict[str, Stream]) -> di
         part = next(part for name, part in steps.items() if (name.split(".")[0], name.split(".")[3]) == (tower, step))
         crossing = isinstance(part, CrossAttention)
         kind = "cross" if crossing else tower if step == "self_attn" else step
+        stacked, counts = layered(weights)
         if len(weights[0]) > 1 and subject.cut is not None:
-            found |= subject.cut(kind, torch.stack(weights), finished[tower])
+            found |= subject.cut(kind, stacked, counts, finished[tower])
             continue
-        queries, keys = subject.entries[tower], subject.entries[part.source if isinstance(part, CrossAttention) else tower]
-        stacked = torch.stack([one[0] for one in weights]).float().cpu().numpy()
-        queries, keys = (with_learned(one, n - len(one.names)) for one, n in zip((queries, keys), stacked.shape[-2:], strict=True))
+        source = part.source if isinstance(part, CrossAttention) else tower
+        queries, keys = (subject.entries[name].behind(prompts(finished[name])) for name in (tower, source))
+        stacked = stacked[:, 0]
+        keys = keys.behind(prefixes(stacked.shape[-1] - len(keys.names)))
         own = step.replace("_attn", "-attention")
         title = "cross-attention" if crossing else f"{tower} {own}" if many else own
         if subject.pictured is not None:
             title = f"{'objects' if tower != subject.net.towers[0] else 'patches'} over {'patches' if keys.tiled else 'objects'}"
-        found[kind] = Maps(title, stacked, queries.names, keys.names, about=about), queries, keys
+        found[kind] = Maps(title, stacked, queries.names, keys.names, counts=counts, about=about), queries, keys
     return found
+
+
+def layered(weights: Sequence[Tensor]) -> tuple[np.ndarray, list[int] | None]:
+    """(layers [B, H, Q, K] as one array, how many heads each has if they differ).
+
+    A pruned layer is filled up with the mean of its heads, one without a prefix looks at none.
+    """
+    counts, keys = [one.shape[1] for one in weights], max(one.shape[-1] for one in weights)
+    most, full = max(counts), list[Tensor]()
+    for one in weights:
+        one = F.pad(one.float(), (keys - one.shape[-1], 0))
+        full.append(torch.cat([one, one.mean(1, keepdim=True).expand(-1, most - one.shape[1], -1, -1)], 1))
+    return torch.stack(full).cpu().numpy(), counts if min(counts) < most else None
+
+
+def prefixes(n: int) -> list[str]:
+    """Learned keys, which stand before all others."""
+    return [f"[prefix {i + 1}]" for i in range(n)]
+
+
+def prompts(s: Stream) -> list[str]:
+    """Learned entries before a stream's own."""
+    return [] if s.prompt is None else [f"[prompt {i + 1}]" for i in range(s.prompt.shape[1])]
 
 
 def looks(subject: Subject, does: str = "looks at", back: str = "is looked at by", are: tuple[str, str] = About.are) -> About:
@@ -116,23 +142,17 @@ def looks(subject: Subject, does: str = "looks at", back: str = "is looked at by
     return About((does, back), are, HINT.format(does=does) if subject.pictured is not None else attends)
 
 
-def with_learned(entries: Entries, n: int) -> Entries:
-    """Learned keys and entries (a prefix, a prompt) stand before the input's own."""
-    return Entries.nowhere([*(f"[learned {i}]" for i in range(n)), *entries.names]) if n else entries
-
-
-def rolled_out(maps: Maps, queries: Entries, keys: Entries, s: Stream, subject: Subject) -> View:
+def rolled_out(view: View, tower: str, s: Stream, subject: Subject) -> View:
     """Rollout through each layer; of a picture without a class token the mean over its entries comes first."""
+    maps, queries, keys = view
     found = rollout(maps.weights)[:, None]  # [layers, 1, L, L]
-    tower = "" if len(subject.net.towers) == 1 else f" of the {next(t for t, e in subject.entries.items() if e is queries)}"
+    of = "" if len(subject.net.towers) == 1 else f" of the {tower}"
     about = looks(subject, "is made of", "goes into", ("behind the layer", "of the input"))
-    if subject.pictured is not None and queries.tiled and not np.isnan(queries.places).any():
-        real = np.ones(found.shape[-1], bool) if s.real is None else s.real[0].cpu().numpy()
-        found = np.concatenate([found[:, :, real].mean(2, keepdims=True), found], 2)
-        nowhere = np.full((1, 4), np.nan, np.float32)
-        places, offered = np.concatenate([nowhere, queries.places]), [i + 1 for i in queries.offered]
-        queries = Entries([MEAN, *queries.names], places, offered=offered)
-    return Maps(f"rollout{tower}", found, queries.names, keys.names, about=about), queries, keys
+    if subject.pictured is not None and queries.tiled and not np.isnan(subject.entries[tower].places).any():
+        real = np.ones(s.length, bool) if s.real is None else s.real[0].cpu().numpy()
+        found = np.concatenate([found[:, :, -s.length :][:, :, real].mean(2, keepdims=True), found], 2)
+        queries = replace(queries.behind([MEAN]), first=0)
+    return Maps(f"rollout{of}", found, queries.names, keys.names, about=about), queries, keys
 
 
 def flowing(maps: Maps, queries: Entries, keys: Entries, subject: Subject) -> View:

@@ -12,7 +12,7 @@ from plait.verbs.numbers import number_faults
 BUDGET = ("minutes", "steps", "epochs")
 POSITIVE = (*BUDGET, *"learning_rate warmup batch_tokens vocab_size accumulate average evaluations patience save_seconds threads".split())
 POSITIVE += ("tensor", "teacher_temperature", "size", "rank", "alpha", "length", "width")
-LISTS = ("data", "valid", "columns", "targets")
+LISTS = ("data", "valid", "columns", "targets", "teacher_match")
 # Task -> its module among plait.verbs.lessons.
 LESSONS = {"translation": "translation", "language-model": "language", "masked-lm": "masked"}
 LESSONS |= {name: name for name in ("classify", "tag", "answer", "embed", "detect")}
@@ -47,9 +47,11 @@ class Train:
     steps: Annotated[int | None, "optimizer steps"] = None
     epochs: Annotated[float | None, "passes over the data"] = None
     model: Annotated[str | None, "MODEL", "start from these weights: a run, a released checkpoint's folder, a name such as minilm"] = None
-    teacher: Annotated[str | None, "MODEL", "learn from this model's scores too; without --model and --tokenizer, with its tokenizer"] = (
-        None
-    )
+    teacher: Annotated[str | None, "MODEL", "learn from this model too; without --model and --tokenizer, with its tokenizer"] = None
+    teacher_match: Annotated[
+        list[Literal["scores", "hidden", "attention"]],
+        "what of the teacher is learned: its scores (the default), what leaves its blocks, where its attention looks; several add up",
+    ] = field(default_factory=list)
     teacher_weight: Annotated[float | None, "share of the loss that the teacher decides (default 0.5)"] = None
     teacher_temperature: Annotated[float | None, "softens the scores of both (default 2)"] = None
     method: Annotated[str | None, "of tuning --model by a small part: lora, prefix, houlsby ... (`plait tune --help` says which)"] = None
@@ -136,8 +138,10 @@ class Train:
             faults.append("--whole-words goes with --objective mask: spans are drawn over tokens")
         if self.teacher_weight is not None and not 0 <= self.teacher_weight <= 1:
             faults.append(f"--teacher-weight {self.teacher_weight}: must be from 0 to 1")
-        if self.teacher is None and (self.teacher_weight, self.teacher_temperature) != (None, None):
-            faults.append("--teacher-weight and --teacher-temperature go with --teacher: name the model that teaches")
+        if self.teacher is None and (self.teacher_weight, self.teacher_temperature, self.teacher_match) != (None, None, []):
+            faults.append("--teacher-weight, --teacher-temperature and --teacher-match go with --teacher: name the model that teaches")
+        if self.teacher_temperature is not None and self.teacher_match and "scores" not in self.teacher_match:
+            faults.append("--teacher-temperature softens scores: leave it out, or add scores to --teacher-match")
         faults += self.tuning_faults()
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             faults.append(f"--layer-decay {self.layer_decay}: must be above 0 and at most 1")

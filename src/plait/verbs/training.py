@@ -31,7 +31,7 @@ from plait.verbs.train import LESSONS, Train
 def lesson_of(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
     """The lesson of the verb's task; `saved` is config.json of the run that is to go on."""
     lesson = import_module(f"plait.verbs.lessons.{LESSONS[verb.task]}").lesson(verb, saved, say)
-    return with_tuning(verb, with_teacher(verb, lesson), saved)
+    return with_teacher(verb, with_tuning(verb, lesson, saved))
 
 
 def model_of(verb: Train, lesson: Lesson) -> Model:

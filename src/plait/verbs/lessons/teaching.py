@@ -1,4 +1,4 @@
-"""A lesson with a teacher: another model of the same task, whose scores are learned as well as the answers (`--teacher`)."""
+"""A lesson with a teacher: another model of the same task, which is learned from as well as the answers (`--teacher`)."""
 
 import tempfile
 from collections.abc import Mapping
@@ -10,8 +10,10 @@ import torch
 from plait import models
 from plait.errors import InputError
 from plait.hub import load, runs
+from plait.core.model import Model
 from plait.hub.together import tokenizers_of
 from plait.tasks.distilling import Distilled
+from plait.tasks.hints import FITTED, KINDS, Hints
 from plait.text.tokenizer import Tokenizer
 from plait.verbs.lessons.lesson import Lesson
 from plait.verbs.train import Train
@@ -27,18 +29,42 @@ def with_teacher(verb: Train, lesson: Lesson) -> Lesson:
     if not getattr(objective, "of_classes", False):
         what = getattr(objective, "problem", type(objective).__name__.lower())
         raise InputError(f"--teacher: {verb.task} ({what}) has no one distribution over classes for each answer: train without a teacher")
-    ready = load(verb.teacher)
-    if faults := differences(lesson, objective.head, ready):
+    ready, kinds = load(verb.teacher), verb.teacher_match or ["scores"]
+    with torch.device("meta"):
+        net = models.build(lesson.arch, lesson.config)
+    if faults := differences(lesson, objective.head, net, ready):
         raise InputError(f"--teacher {verb.teacher}: cannot teach this model", faults)
+    if "attention" in kinds and verb.parallel in ("tp", "fsdp+tp"):
+        raise InputError("--teacher-match attention: with --parallel tp each rank has some of the heads: match hidden, or only shard (fsdp)")
+    hints = None
+    if inner := [kind for kind in KINDS if kind in kinds]:
+        try:
+            hints = Hints(net, ready.net, inner)
+        except InputError as error:
+            raise InputError(f"--teacher {verb.teacher}: {error.message}", error.faults) from None
+        if hints.widths:
+            fitted(lesson, hints)
     weight = WEIGHT if verb.teacher_weight is None else verb.teacher_weight
-    lesson.objective = Distilled(objective, ready.net, weight, verb.teacher_temperature or TEMPERATURE)
+    temperature = (verb.teacher_temperature or TEMPERATURE) if "scores" in kinds else None
+    lesson.objective = Distilled(objective, ready.net, weight, temperature, hints)
     return lesson
 
 
-def differences(lesson: Lesson, head: str, ready: Any) -> list[str]:
+def fitted(lesson: Lesson, hints: Hints) -> None:
+    """The lesson's model takes projections to the teacher's widths, which are trained with it and are no weights of it."""
+    begin, weights = lesson.start, lesson.weights
+
+    def start(net: Model) -> None:
+        if begin is not None:
+            begin(net)
+        hints.fit(net)
+
+    lesson.start = start
+    lesson.weights = lambda net: {name: t for name, t in weights(net).items() if not name.startswith(FITTED)}
+
+
+def differences(lesson: Lesson, head: str, net: Model, ready: Any) -> list[str]:
     """What a teacher has otherwise than the model that is to learn."""
-    with torch.device("meta"):
-        net = models.build(lesson.arch, lesson.config)
     teacher = ready.net
     if teacher.towers != net.towers or head not in teacher.heads:
         shown = [f"{' and '.join(one.towers)} with {', '.join(one.heads) or 'no head'}" for one in (teacher, net)]
