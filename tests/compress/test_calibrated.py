@@ -10,10 +10,11 @@ from plait.compress import moments, quantise
 from plait.compress.aware import aware, weighing
 from plait.compress.calibration import ROWS
 from plait.compress.gptq import factor, gptq
+from plait.core.codes import GROUP, decoded, encoded4, encoded8
 from plait.core.embeddings import Tokens
 from plait.core.heads import Tied
 from plait.core.linear import Linear
-from plait.core.quantised import GROUP, Quantised, decoded, encoded4, encoded8, quantised
+from plait.core.quantised import Quantised, quantised
 from plait.core.stream import stream
 from plait.errors import InputError
 from plait.models import build

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from plait.core.cache import Cache
 from plait.core.kernels import reference, sdpa
-from plait.core.stream import Stream, Watcher
+from plait.core.stream import Stream
+from plait.inspect.record import record
 
 VOCAB = 29
 EXACT = dict(rtol=1e-9, atol=1e-10)  # float64: rounding only
@@ -171,25 +172,17 @@ def test_order_matters(net, ends):
 
 @pytest.mark.capability("record")
 def test_recorded_attention_rows_sum_to_one(net, ends):
-    class All(Watcher):
-        def __init__(self):
-            self.seen = {}
-
-        def wants(self, path):
-            return len(path) == 3
-
-        def see(self, path, weights):
-            self.seen[path] = weights
-
-    watch, (source, _, _) = All(), batch([5, 3], False, 10)
+    source, _, _ = batch([5, 3], False, 10)
     fed = ends.feed(source, source if not ends.causal else ids(2, 4))
     if ends.seen:
         fed = ends.feed(ends.source(2, 1), ends.target(2, 6))
     with torch.no_grad():
         plain = net(**fed)[ends.last].x
-        assert torch.equal(net(**fed, watch=watch)[ends.last].x, plain)
-    assert {path[0] for path in watch.seen} == set(net.towers)
-    for (tower, _, step), weights in watch.seen.items():
+        with record(net) as seen:
+            assert torch.equal(net(**fed)[ends.last].x, plain)
+    assert {name.partition(".")[0] for name in seen} == set(net.towers)
+    for name, weights in seen.items():
+        tower, _, _, step, _ = name.split(".")
         assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
         if ends.causal and tower == "decoder" and step == "self_attn":
             assert weights.triu(1).abs().max() == 0

@@ -79,11 +79,11 @@ def test_what_was_read_is_kept_up_to_its_bound(net, arch, eager, monkeypatch):
     whole, fresh = Prompts(10**9), {tuple(p): read(p, None)[1] for p, _, _ in TEXTS}
     assert [read(p, whole)[0] for p, _, _ in TEXTS] == [[9], [3], [2], [2], [1]]
     assert all(read(p, whole) == ([1 if len(p) > 2 else 2], fresh[tuple(p)]) for p, _, _ in TEXTS)  # two ids are not looked for
-    small = Prompts(2 * module.nbytes_of([whole.known[tuple(TEXTS[0][0])]]))
+    small = Prompts(2 * module.nbytes_of([whole.known[None, tuple(TEXTS[0][0])]]))
     for ids in ([1] * 9, [2] * 9, [1] * 9, [3] * 9):
         read(ids, small)
         assert small.nbytes <= small.most
-    assert [known[0] for known in small.known] == [1, 3]
+    assert [ids[0] for _, ids in small.known] == [1, 3]
 
 
 @pytest.mark.parametrize("arch", ["gpt2"], indirect=True)

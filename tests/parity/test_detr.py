@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from plait.core.stream import Stream, Watcher
 from plait.errors import InputError
+from plait.inspect.record import record
 from plait.models import detr, resnet
 from plait.weights import config as keys
 from plait.weights import rules as table
@@ -147,24 +148,17 @@ def test_attention_looks_where_the_reference_looks(tmp_path):
     peer.save_pretrained(tmp_path)
     net, _, _ = opened(tmp_path)
 
-    class Weights(Watcher):
-        found = {}
-
-        def wants(self, path):
-            return len(path) == 3
-
-        def see(self, path, found):
-            self.found[path] = found
-
     pixels, real = pictures()
     out = peer(pixel_values=pixels, pixel_mask=real.long(), output_attentions=True)
-    streams = fed(net, pixels, real, Weights())
+    with record(net) as seen:
+        streams = fed(net, pixels, real)
     shown = {"encoder self_attn": "encoder_attentions", "decoder self_attn": "decoder_attentions", "decoder cross_attn": "cross_attentions"}
-    for (tower, depth, step), weights in Weights.found.items():
-        assert_close(weights, getattr(out, shown[f"{tower} {step}"])[depth], rtol=0, atol=ATOL)
-    assert len(Weights.found) == 6
+    for name, weights in seen.items():
+        tower, _, depth, step, _ = name.split(".")
+        assert_close(weights, getattr(out, shown[f"{tower} {step}"])[int(depth)], rtol=0, atol=ATOL)
+    assert len(seen) == 6
     padding = ~streams["encoder"].real[1]
-    assert padding.any() and not Weights.found["decoder", 1, "cross_attn"][1, :, :, padding].any()
+    assert padding.any() and not seen["decoder.blocks.1.cross_attn.pattern"][1, :, :, padding].any()
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from plait.core.cache import Cache, Int8Cache
 from plait.core.stream import Stream
+from plait.errors import InputError
 from plait.generate.prompts import Prompts
 from plait.generate.running import Continuation, Running
 from plait.generate.search import search
@@ -14,6 +15,7 @@ from plait.tune import (
     Prefix,
     Prompt,
     attach,
+    detach,
     fill,
     select,
     small,
@@ -130,6 +132,35 @@ def test_texts_that_run_together_are_continued_as_alone(model, moved, said, tuni
         assert text.ids == ids[len(text.prompt) :]
 
 
+def test_a_prompt_that_was_read_with_another_part_is_read_again(model, moved, said):
+    net, known = model(), Prompts(10**6)
+    prompt = list(range(3, 28)) * 2
+
+    def continued(shared):
+        running = Running(net, prompts=shared)
+        running.join(text := Continuation(prompt, 4, ends=()))
+        read = list[int]()
+        net.decoder.register_forward_pre_hook(lambda module, args: read.append(args[0].x.shape[1]))
+        while len(running):
+            running.step()
+        return text.ids, read[0]
+
+    attach(net, Prefix(length=3), "one")
+    moved(net)
+    attach(net, LoRA(rank=2), "two")
+    moved(net)
+    for name in ("one", "two", None):
+        select(net, name)
+        assert continued(known) == (continued(None)[0], len(prompt))
+    for name in ("one", "two", None):
+        select(net, name)
+        assert continued(known) == (continued(None)[0], 1)
+    detach(net, "two")
+    attach(net, LoRA(rank=2), "two")  # another of the same name
+    moved(net)
+    assert continued(known) == (continued(None)[0], len(prompt))
+
+
 def test_a_prefix_by_a_network_is_saved_as_plain_keys_and_values(model, moved, said):
     net = model()
     attach(net, Prefix(length=3, hidden=7))
@@ -141,3 +172,23 @@ def test_a_prefix_by_a_network_is_saved_as_plain_keys_and_values(model, moved, s
     assert sorted(attach(fresh, Prefix(length=3))) == sorted(name for name, p in fresh.named_parameters() if p.requires_grad)
     fill(fresh, state)
     assert_close(said(fresh), said(net))
+
+
+def test_texts_that_run_do_not_change_their_part(model, moved):
+    """Their keys are those of the part they began with; done, another may be chosen."""
+    net = model()
+    attach(net, Prefix(length=3), "one")
+    running = Running(net)
+    running.join(Continuation([4, 5], 3, ends=()))
+    running.step()
+    select(net, None)
+    with pytest.raises(InputError, match="begun with another small part"):
+        running.step()
+    select(net, "one")
+    while len(running):
+        running.step()
+    select(net, None)
+    running.join(text := Continuation([4, 5], 3, ends=()))
+    while len(running):
+        running.step()
+    assert len(text.ids) == 3

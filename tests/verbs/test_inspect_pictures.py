@@ -161,6 +161,17 @@ def test_object_queries_bring_their_boxes(plait, runs, picture, tmp_path):
     assert np.abs(weights_of(cross) - expected).max() <= 1 / LEVELS
 
 
+def test_only_objects_as_sure_as_asked_are_marked(plait, runs, picture, tmp_path):
+    views, _ = views_of(plait, runs["detr"], picture, tmp_path, "--threshold", "0")
+    cross = views["objects over patches"]
+    sure = sorted((float(name.split()[-1]) for name in cross["queries"]), reverse=True)
+    assert len(cross["on"]["q"]["offered"]) == len(cross["queries"]) == 7
+    views, said = views_of(plait, runs["detr"], picture, tmp_path, "--threshold", sure[2] - 0.005)
+    offered = views["objects over patches"]["on"]["q"]["offered"]
+    assert [float(cross["queries"][i].split()[-1]) for i in offered] == [one for one in sure if one >= sure[2]]
+    assert sum(int(part.split()[0]) for part in said["answer"].split(", ")) == len(offered)
+
+
 @pytest.mark.parametrize(
     ("name", "more"), [("vit", ["--kind", "rollout"]), ("detr", ["--query", "2", "--layer", "0"]), ("modern", ["--head", "1"])]
 )
@@ -178,6 +189,8 @@ def test_a_png_is_written(plait, runs, picture, tmp_path, name, more):
         ("vit", ["--kind", "cross"], ["--kind cross", "encoder", "rollout"]),
         ("detr", ["--answer", "cats"], ["--answer"]),
         ("detr", ["--kind", "lens"], ["--kind lens", "cross"]),
+        ("vit", ["--threshold", "0.5"], ["--threshold: is for models that detect objects"]),
+        ("detr", ["--threshold", "2"], ["--threshold 2.0: expected a chance"]),
     ],
 )
 def test_what_is_refused(refused, runs, picture, tmp_path, name, words, phrases):

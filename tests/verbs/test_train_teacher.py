@@ -4,6 +4,10 @@ import json
 import random
 
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from plait.train.loop import Trainer
 
 SMALL = ["--batch-tokens", "512", "--warmup", "5", "--evaluations", "2", "--quiet"]
 FRUIT, TOOLS = "apple pear plum fig lime".split(), "saw axe drill file rasp".split()
@@ -80,3 +84,55 @@ def test_what_cannot_teach(refused, data, teacher, task, name, phrase, tmp_path)
 def test_a_teacher_with_another_tokenizer(refused, data, teacher, tmp_path):
     words = ["train", "classify", "--data", data["classify"], "--out", tmp_path / "run", "--teacher", teacher, "--steps", 5, *SMALL]
     refused([*words, "--tokenizer", "characters"], "its tokenizer of the input has", "that of the model")
+
+
+def test_a_narrower_model_learns_from_the_inside_and_goes_on_bit_for_bit(plait, data, teacher, tmp_path, monkeypatch):
+    """Its projections to the teacher's width are trained and resumed with it, and are not kept."""
+    words = ["train", "classify", "--data", data["classify"], "--preset", "bert-tiny", *SMALL]
+    words += ["--teacher", teacher, "--teacher-match", "hidden", "attention", "--steps", 24, "--dropout", 0.1]
+    code, _, err = plait(*words, "--out", tmp_path / "whole")
+    assert code == 0, err
+
+    def stopped(self, batch, step=Trainer.step):
+        step(self, batch)
+        self.stop = self.state.step == 14
+
+    with monkeypatch.context() as within:
+        within.setattr(Trainer, "step", stopped)
+        assert plait(*words, "--out", tmp_path / "run")[0] == 130
+    half = load_file(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    width = json.loads((teacher / "config.json").read_text())["config"]["d_model"]
+    assert len(half["model/fitted.encoder.weight"]) == width
+    assert plait("run", tmp_path / "run", "the a some with axe")[0] == 0  # stopped: its best weights answer
+    code, _, err = plait("train", "classify", "--out", tmp_path / "run", "--resume")
+    assert code == 0, err
+    for name in ("model.safetensors", "checkpoints/last.safetensors"):
+        made, again = load_file(tmp_path / "whole" / name), load_file(tmp_path / "run" / name)
+        assert made.keys() == again.keys() and all(torch.equal(made[key], again[key]) for key in made)
+    assert not torch.equal(half["model/fitted.encoder.weight"], made["model/fitted.encoder.weight"])
+    assert not [key for key in load_file(tmp_path / "run" / "model.safetensors") if "fitted" in key]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["train"]["teacher_match"] == ["hidden", "attention"]
+
+
+def test_a_small_part_learns_from_the_inside(plait, data, teacher, tmp_path):
+    """What is tuned and the projections learn, the rest stays."""
+    words = ["train", "classify", "--data", data["classify"], *SMALL, "--steps", 6]
+    assert plait(*words, "--preset", "bert-tiny", "--teacher", teacher, "--out", tmp_path / "base")[0] == 0
+    code, _, err = plait(
+        *(*words, "--model", tmp_path / "base", "--method", "lora", "--teacher", teacher),
+        *("--teacher-match", "scores", "hidden", "--out", tmp_path / "run"),
+    )
+    assert code == 0, err
+    saved = load_file(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    learned = [key for key in saved if key.startswith("optimizer/") and "fitted.encoder.weight" in key]
+    assert learned and float(saved[learned[0]].abs().max()) > 0
+    assert not [key for key in load_file(tmp_path / "run" / "model.safetensors") if "fitted" in key]
+    assert plait("run", tmp_path / "run", "the a some with axe")[0] == 0
+
+
+def test_options_that_do_not_go_together(refused, data, teacher, tmp_path):
+    words = ["train", "classify", "--data", data["classify"], "--out", tmp_path / "run", "--steps", 5, *SMALL]
+    refused([*words, "--teacher-match", "hidden"], "--teacher-match go with --teacher")
+    refused([*words, "--teacher", teacher, "--teacher-match", "hiden"], "did you mean hidden?")
+    refused([*words, "--teacher", teacher, "--teacher-match", "hidden", "--teacher-temperature", 3], "softens scores")

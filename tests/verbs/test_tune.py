@@ -148,3 +148,11 @@ def test_several_parts_on_one_model(plait, made, other, tmp_path):
     with pytest.raises(library.InputError, match="cannot be put on this model") as caught:
         library.adapt(model, x=made)
     assert "no finished run of `plait tune`" in str(caught.value.faults)
+
+
+def test_the_doctor_knows_that_the_rest_is_frozen_on_purpose(plait, made, other):
+    words = ["doctor", "translation", "--model", made, "--data", other, "--method", "lora", "--batch-tokens", 512, "--seconds", 4, "--json"]
+    _, out, err = plait(*words)
+    found = {row["name"]: row for row in map(json.loads, out.splitlines())}
+    assert found["frozen"]["level"] == "ok" and "as tuning a small part wants" in found["frozen"]["seen"], err
+    assert found["gradients"]["level"] == "ok", found

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.core.quantised import GROUP, Quantised, encoded4, packed
+from plait.core.codes import GROUP, encoded4
+from plait.core.quantised import Quantised, packed
 
 SHRINKS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.72, 0.64)
 ROWS = 256  # at a time, so that the passes over them stay in the CPU's cache

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plait.compress.aware import SHRINKS, weighing
-from plait.core.quantised import GROUP, STEPS, Quantised, encoded4, encoded8, halved, packed
+from plait.core.codes import GROUP, STEPS, encoded4, encoded8, halved
+from plait.core.quantised import Quantised, packed
 
 COLUMNS = 4 * GROUP  # of a block, behind which the others are brought up to date together (section 3.3, step 2)
 DAMPING = 0.01  # of the mean of the moments' diagonal is added to it (section 3.3, step 3)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from plait.compress.aware import aware
 from plait.compress.calibration import Moments
 from plait.compress.gptq import gptq
+from plait.core.codes import GROUP
 from plait.core.embeddings import Tokens
 from plait.core.linear import Linear
-from plait.core.quantised import GROUP, Quantised, packed, place, quantised
+from plait.core.quantised import Quantised, packed, place, quantised
 from plait.errors import InputError, choices
 
 BITS = (8, 4)

@@ -96,8 +96,6 @@ class Attention(nn.Module):
 
     def over_trunks(self, found: tuple[Tensor, Tensor], q: Tensor, groups: list[Group], call: Call, path: tuple) -> Tensor:
         """The attention [B, H, L, K] over the rows' own keys, and that over the trunks: the rows of one become further queries of it."""
-        if call.watch is not None and call.watch.wants(path):
-            raise ValueError(f"{'.'.join(map(str, path))}: weights over keys that rows share cannot be recorded: use a cache of their own")
         assert call.cache is not None
         shared, own = self.biases()
         reach = None if self.mask is None else self.mask.reach

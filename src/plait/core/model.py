@@ -67,6 +67,12 @@ class Model(nn.Module):
         if self.init is not None:
             self.init(self)
 
+    @property
+    def tuning(self) -> nn.Module | None:
+        """The small part that is chosen now (`plait.tune`), if any: what was computed with another is of another model."""
+        tunings: Any = getattr(self, "tunings", None)
+        return None if tunings is None or tunings.chosen is None else tunings.get_submodule(tunings.chosen)
+
     def takes(self, tower: str) -> str:
         """What a tower is given: "ids", "pixels" or "clips" (as `Embed.takes`)."""
         return getattr(self.get_submodule(tower).embed, "takes", "ids")
@@ -83,11 +89,7 @@ class Model(nn.Module):
         if cache is not None and isinstance(x, Stream) and (x.segment is not None or (x.real is not None and cache.real is None)):
             raise ValueError("the cache knows neither documents nor padding of this stream: make it by cache.stream(ids, real)")
         s = cache.stream(x) if cache is not None and not isinstance(x, Stream) else stream(x)
-
-        def call(embedded: Stream) -> Call:
-            return Call(embedded, self.kernel, memories or {}, cache, watch, exact=self.exact)
-
-        out = self.get_submodule(name)(s, call, name)
+        out = self.get_submodule(name)(s, lambda own: Call(own, self.kernel, memories or {}, cache, watch, exact=self.exact), name)
         if cache is not None:
             cache.advance(out.length)
         return out

@@ -5,7 +5,7 @@ Values stand in groups of 32 along a row, each group with a scale in float16. In
 These are the numbers of the GGUF types Q8_0, Q4_1 and Q4_0, in another order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,17 +15,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from plait.core import native
+from plait.core.codes import GROUP, decoded, encoded4, encoded8, rounded
 from plait.core.embeddings import Tokens
 from plait.core.heads import Tied
 from plait.core.linear import Linear
 from plait.core.stream import Lent, Stream
 
-GROUP = 32  # values with a scale of their own
 LANES = 8  # rows that lie side by side, so that a vector of 32 bytes has four values of each
-STEPS = 127
 AT_ONCE = 2**22  # values that are taken out of their codes at a time
 MANY = 128  # rows from which on torch's product of float32 numbers pays for taking them out of their codes (docs/log.md)
-SHRINKS = (1.0, 0.92, 0.84)  # of a group's range, tried in 4 bits: the middle is finer for a few values that are cut off
 
 
 class Quantised(nn.Module):
@@ -153,7 +151,7 @@ def place(net: nn.Module, matrices: dict[str, Quantised]) -> nn.Module:
     return net
 
 
-# ---- into codes and back ----
+# ---- packed and taken out ----
 
 
 def quantised(weight: Float[Tensor, "d_out d_in"], bits: int, rounding: bool = True) -> Quantised:
@@ -169,84 +167,21 @@ def quantised(weight: Float[Tensor, "d_out d_in"], bits: int, rounding: bool = T
     return packed(codes, scale, least, weight.shape[1], rounding)
 
 
-def encoded8(w: Float[Tensor, "N G 32"]) -> tuple[Tensor, Tensor, None]:
-    """Codes [N, G, 32] as uint8 and scales [N, G]: the largest value of a group becomes 127."""
-    scale = (w.abs().amax(-1) / STEPS).half()
-    codes = (w / _divisor(scale.float())[..., None]).round().clamp(-STEPS, STEPS)
-    return codes.to(torch.int8).view(torch.uint8), scale, None
-
-
-def encoded4(
-    w: Float[Tensor, "N G 32"], weighing: Float[Tensor, "G 32"] | None = None, shrinks: Sequence[float] = SHRINKS
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [N, G, 16], scales and least values [N, G]: of some ranges the one with the least squared error.
-
-    Each range's codes are fitted once more: the scale and the least value that are best for these codes (least squares). `weighing`
-    says what a square counts, and adds up to 1 in each group.
-    """
-
-    def mean(x: Tensor) -> Tensor:
-        return x.mean(-1) if weighing is None else (x * weighing).sum(-1)
-
-    low, high = w.amin(-1), w.amax(-1)
-    best: tuple[Tensor, ...] | None = None
-    for shrink in shrinks:
-        scale = (high - low) * (shrink / 15)
-        least = low + (high - low) * ((1 - shrink) / 2)
-        for _ in range(2):
-            q = _codes4(w, scale.half(), least.half())
-            found = (q, scale.half(), least.half())
-            error = mean((q * found[1].float()[..., None] + found[2].float()[..., None] - w).square_())
-            if best is None:
-                best = (*found, error)
-            else:
-                better = ~(error >= best[-1])
-                best = tuple(torch.where(better[..., None] if a.ndim == 3 else better, a, b) for a, b in zip((*found, error), best))
-            centred = q - mean(q)[..., None]
-            scale = mean(centred * w) / _divisor(mean(centred.square()))
-            least = mean(w) - scale * mean(q)
-    assert best is not None
-    return halved(best[0].to(torch.uint8)), best[1], best[2]
-
-
-def halved(codes: UInt8[Tensor, "N G 32"]) -> UInt8[Tensor, "N G 16"]:
-    """Codes of 4 bits, two in a byte."""
-    return codes[..., :16] | codes[..., 16:] << 4
-
-
-def _codes4(w: Tensor, scale: Tensor, least: Tensor) -> Tensor:
-    return ((w - least.float()[..., None]) / _divisor(scale.float())[..., None]).round_().clamp_(0, 15)
-
-
-def _divisor(scale: Tensor) -> Tensor:
-    """A group of equal values has no scale: whatever it is divided by."""
-    return torch.where(scale == 0, 1.0, scale)
-
-
 def packed(codes: UInt8[Tensor, "N G W"], scale: Tensor, least: Tensor | None, d_in: int, rounding: bool = True) -> Quantised:
     """Rows in the order in which they are multiplied. A group's codes are 32 bytes (8 bits, signed), or 16 whose low halves come first.
 
     `scale` and `least` are float16 [N, G]; that is how GGUF stores them, too.
     """
     n = len(codes)
-    fill = (0,) * 3 + (-n % LANES,)
-
-    def side_by_side(halves: Tensor) -> Tensor:  # [N, G] -> [N / 8, G, 8]
-        return F.pad(halves, fill).unflatten(0, (-1, LANES)).transpose(1, 2).contiguous().view(torch.int16)
-
-    four = F.pad(codes, (0, 0, *fill)).unflatten(0, (-1, LANES)).unflatten(-1, (-1, 4))  # [N / 8, 8, G, bits, 4]
+    four = F.pad(codes, (0, 0, 0, 0, 0, -n % LANES)).unflatten(0, (-1, LANES)).unflatten(-1, (-1, 4))  # [N / 8, 8, G, bits, 4]
     size = torch.tensor([n, d_in], device="cpu")
-    least = None if least is None else side_by_side(least)
-    return Quantised(four.permute(0, 2, 3, 1, 4).contiguous(), side_by_side(scale), least, size, rounding)
+    least = None if least is None else _side_by_side(least)
+    return Quantised(four.permute(0, 2, 3, 1, 4).contiguous(), _side_by_side(scale), least, size, rounding)
 
 
-def decoded(codes: Tensor, scale: Tensor, least: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Rows of codes [N, G, bytes of a group] with scale and least float16 [N, G] -> values [N, G * 32]."""
-    d = scale.to(dtype)[..., None]
-    if codes.shape[-1] == GROUP:
-        return (codes.view(torch.int8).to(dtype) * d).flatten(1)
-    q = torch.cat([codes & 15, codes >> 4], -1).to(dtype)
-    return ((q - 8) * d if least is None else torch.addcmul(least.to(dtype)[..., None], q, d)).flatten(1)
+def _side_by_side(halves: Tensor) -> Tensor:
+    """[N, G] -> [N / 8, G, 8], counted up."""
+    return F.pad(halves, (0, 0, 0, -len(halves) % LANES)).unflatten(0, (-1, LANES)).transpose(1, 2).contiguous().view(torch.int16)
 
 
 def _values(codes: Tensor, scale: Tensor, least: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -256,13 +191,6 @@ def _values(codes: Tensor, scale: Tensor, least: Tensor | None, dtype: torch.dty
 
 
 # ---- products ----
-
-
-def rounded(x: Float[Tensor, "... K"]) -> Float[Tensor, "... K"]:
-    """x with each group of 32 in 127 steps either way of its largest value. A group with a NaN or an infinity is NaN."""
-    groups = F.pad(x, (0, -x.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
-    scale = groups.abs().amax(-1, keepdim=True) / STEPS
-    return ((groups / _divisor(scale)).round() * scale).flatten(-2)[..., : x.shape[-1]]
 
 
 def in_torch(x: Tensor, codes: Tensor, scale: Tensor, least: Tensor | None, bias: Tensor | None, d_out: int, rounding: bool) -> Tensor:

@@ -160,10 +160,11 @@ class Call:
 
 
 class Watcher:
-    """Sees what a forward pass computes as it is; a capability derives from it.
+    """Sees what a forward pass computes, gradients and all; what learns from every layer derives from it.
 
-    A path (tower, depth, step) is that of the weights [B, H, L, S] of an attention, (tower, depth) that of the content [B, L, D] that
-    leaves a block, gradients and all.
+    A path (tower, depth) is that of the content [B, L, D] that leaves a block, (tower, depth, step) that of the weights [B, H, L, S] of
+    an attention. A block that is computed again on the way back shows its inside again, where a hook would be gone: so distillation
+    needs this, and whoever only looks takes `plait.inspect`.
     """
 
     def wants(self, path: tuple) -> bool:

@@ -1,7 +1,7 @@
 """Prompts that were read: what a later prompt has in common with one, it takes from there."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from plait.core.cache import WORTH
 from plait.core.trunks import Chain, length_of, nbytes_of
@@ -10,26 +10,33 @@ LEAST = 32  # ids that two prompts begin with alike, for their common beginning 
 
 
 class Prompts:
-    """Chains of prompts that were read with one model and one kind of cache, up to `most` bytes; the least recently used go first."""
+    """Chains of prompts that were read with one model and one kind of cache, up to `most` bytes; the least recently used go first.
+
+    A model with another small part chosen (`Model.tuning`) has prompts of its own; after a change of its weights it wants a new object.
+    """
 
     def __init__(self, most: int):
         self.most = most
-        self.known: OrderedDict[tuple[int, ...], Chain] = OrderedDict()
+        self.known: OrderedDict[tuple[Hashable, tuple[int, ...]], Chain] = OrderedDict()
 
     @property
     def nbytes(self) -> int:
         return nbytes_of(self.known.values())
 
-    def keep(self, ids: Sequence[int], chain: Chain) -> None:
-        self.known[tuple(ids)] = chain
-        self.known.move_to_end(tuple(ids))
+    def keep(self, ids: Sequence[int], chain: Chain, tuning: Hashable = None) -> None:
+        self.known[tuning, tuple(ids)] = chain
+        self.known.move_to_end((tuning, tuple(ids)))
         while self.nbytes > self.most:
             self.known.popitem(last=False)
 
-    def used(self, ids: Sequence[int]) -> None:
+    def used(self, ids: Sequence[int], tuning: Hashable = None) -> None:
         """The prompts that begin as `ids` do are the last to go."""
-        for known in [known for known in self.known if list(known[:LEAST]) == list(ids[:LEAST])]:
+        for known in [(of, own) for of, own in self.known if of is tuning and list(own[:LEAST]) == list(ids[:LEAST])]:
             self.known.move_to_end(known)
+
+    def read(self, tuning: Hashable = None) -> list[tuple[tuple[int, ...], Chain]]:
+        """The prompts that were read with this part chosen."""
+        return [(ids, chain) for (of, ids), chain in self.known.items() if of is tuning]
 
 
 def longest(ids: Sequence[int], known: Iterable[tuple[Sequence[int], Chain]]) -> Chain:

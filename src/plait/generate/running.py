@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plait.core.cache import Cache, Int8Cache
 from plait.core.joining import joined
@@ -91,6 +91,7 @@ class Running:
         self.waiting: list[tuple[list[Continuation], Stream | None]] = []
         self.cache: Cache | None = None
         self.memory: Stream | None = None
+        self.tuning: nn.Module | None = None  # that the rows were begun with
 
     def __len__(self) -> int:
         return len(self.rows) + sum(len(texts) for texts, _ in self.waiting)
@@ -110,8 +111,13 @@ class Running:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Continuation, int | None]]:
-        """The next id of every text; None where it is an end, or where the text has a fault. Those that are done have left."""
-        parts = []
+        """The next id of every text; None where it is an end, or where the text has a fault. Those that are done have left.
+
+        InputError where another small part of the model was selected since its texts were begun: their keys are those of the first.
+        """
+        if self.rows and self.tuning is not self.net.tuning:
+            raise InputError(f"{len(self.rows)} texts were begun with another small part of the model: finish them before it is exchanged")
+        self.tuning, parts = self.net.tuning, []
         if self.rows:
             ids = torch.tensor([[text.ids[-1]] for text in self.rows], device=self.device)
             parts.append(self.run(ids, self.memory, self.cache))
@@ -148,7 +154,7 @@ class Running:
                 if self.prompts is not None and memory is None and not self.net.exact:
                     cache.share()
                     for (texts, _), chain in zip(some, cache.chains, strict=True):
-                        self.prompts.keep(texts[0].prompt, chain)
+                        self.prompts.keep(texts[0].prompt, chain, self.net.tuning)
                 rows = torch.tensor([i for i, (texts, _) in enumerate(some) for _ in texts], device=self.device)
                 if len(rows) > len(some):
                     cache.reorder(rows)
@@ -172,8 +178,8 @@ class Running:
         known: list[tuple[Sequence[int], Chain]] = []
         if self.prompts is not None:
             for ids in alone:
-                self.prompts.used(ids)
-            known += self.prompts.known.items()
+                self.prompts.used(ids, self.net.tuning)
+            known += self.prompts.read(self.net.tuning)
         if self.cache is not None and self.memory is None:
             known += [(text.prompt, chain) for text, chain in zip(self.rows, self.cache.chains, strict=False)]
         for ids in beginnings(alone):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from plait import models
 from plait.compress import is_quantised, limited, restore
@@ -18,7 +17,6 @@ from plait.generate.search import gnmt
 from plait.hub.sequences import Sequences
 from plait.hub.tuned import open_tuned
 from plait.tasks.memory import TranslationMemory
-from plait.tasks.sequences import padded
 from plait.tasks.translation import Translator
 from plait.text.tokenizer import Tokenizer
 
@@ -180,18 +178,6 @@ class TranslationRun(Sequences):
             found.append(self.net.heads["lm"](hidden)[0])
         same = len({len(x) for x in found}) == 1
         return torch.stack(found).numpy() if same else [x.numpy() for x in found]
-
-    def forced(self, text: str, answer: str) -> tuple[Any, Any, list[str], list[str]]:
-        """What inspection feeds in: source and target streams (bos first) with their display tokens."""
-        source, target = self.translator.encode(text), [self.target_tokenizer.bos_id, *self.target_tokenizer.encode(answer)]
-        if not source:
-            raise InputError("there is nothing to look at in an empty input: give some text")
-        if len(source) > self.translator.max_source:
-            raise InputError(f"the input is {len(source)} tokens long, this model takes {self.translator.max_source}: shorten it")
-        source = self.translator.fed(text)
-        ids: list[Tensor] = [torch.tensor([source]), torch.tensor([target])]
-        streams = [padded(x, torch.ones_like(x, dtype=torch.bool)) for x in ids]
-        return streams[0], streams[1], self.source_tokenizer.tokens(source), self.target_tokenizer.tokens(target)
 
 
 def _rows(ids: Any) -> list[list[int]]:

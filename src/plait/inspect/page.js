@@ -37,9 +37,9 @@ const peak = (m) => m.reduce((a, b) => Math.max(a, b), 0);
 const tint = (w, top = 1) => 3 * Math.min(255, Math.round(255 * (w / top) ** now.bend)); // a colour's place in the ramp
 const ramp = () => RAMPS[night.matches ? "dark" : "light"];
 const css = (at) => `rgb(${ramp().slice(at, at + 3).join()})`;
-function onto(at) { // ink that can be read on a colour of the ramp: white as long as it can, which reads better on blue
+function onto(at) { // the ink with the larger contrast to a colour of the ramp, at least 4.5 to 1 (WCAG 2.1, 1.4.3)
   const [r, g, b] = ramp().slice(at, at + 3).map((x) => (x / 255) ** 2.2);
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.27 ? "#06070d" : "#fff";
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#06070d" : "#fff";
 }
 const headSign = (h) => h < 0 ? "mean" : view.headNames?.[h] ?? (view.heads > 1 ? String(h) : "all");
 const headName = (h) => h < 0 ? "mean of heads" : view.headNames?.[h] ?? (view.heads > 1 ? `head ${h}` : "all heads");

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -30,7 +30,8 @@ SLACK = 0.02  # rows recorded in half precision do not sum to exactly 1
 class About:
     """How a page speaks of maps: what a query does to a key, and a key to a query, what both are, and what the whole shows.
 
-    `whole`: each row sums to 1. `words`: queries are no tokens but words about the model, whose spaces are no news.
+    `whole`: each row sums to 1. `words`: which of "queries" and "keys" are no tokens but words about the model, whose
+    spaces are no news.
     """
 
     does: tuple[str, str] = ("looks at", "is looked at by")
@@ -40,7 +41,7 @@ class About:
         "Colour rises faster for small weights, so that faint attention stays visible."
     )
     whole: bool = True
-    words: bool = False
+    words: Sequence[str] = ()
 
 
 PICTURES = {" ": "␣", "\n": "⏎", "\t": "⇥", "\u00a0": "⍽", "\u3000": "␣"}  # what cannot be seen, made visible
@@ -90,9 +91,10 @@ class Maps:
     def heads_of(self, layer: int) -> int:
         return self.weights.shape[1] if self.counts is None else self.counts[layer]
 
-    def asking(self) -> list[str]:
-        """The queries as they can be shown."""
-        return [visible(token).replace("␣", " ") if self.about.words else visible(token) for token in self.queries]
+    def shown(self, side: Literal["queries", "keys"]) -> list[str]:
+        """The names of a side as they can be shown."""
+        found = [visible(token) for token in getattr(self, side)]
+        return [name.replace("␣", " ") for name in found] if side in self.about.words else found
 
 
 def fitted(maps: Sequence[Maps], room: int = ROOM) -> list[Maps]:
@@ -200,7 +202,7 @@ def write_page(
     views = [
         {
             "kind": m.kind, "slug": slug, "layers": m.weights.shape[0], "heads": m.weights.shape[1],
-            "queries": m.asking(), "keys": [visible(t) for t in m.keys], "roots": pack(m.weights),
+            "queries": m.shown("queries"), "keys": m.shown("keys"), "roots": pack(m.weights),
             "layerNames": m.layers, "headNames": m.heads, "counts": m.counts,
             "does": m.about.does, "start": m.start, "are": m.about.are, "hint": m.about.hint,
             "cells": m.cells and [[[visible(t) for t in row] for row in head] for head in m.cells],

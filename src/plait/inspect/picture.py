@@ -42,8 +42,8 @@ def _heat(axes: "Axes", maps: Maps, layer: int, head: int, colours: Any, *, wide
     if not wide:
         axes.set(xticks=[], yticks=[])
         return image
-    keys = [visible(token) for token in maps.keys]
-    for axis, tokens in ((axes.xaxis, keys), (axes.yaxis, maps.asking())):
+    keys = maps.shown("keys")
+    for axis, tokens in ((axes.xaxis, keys), (axes.yaxis, maps.shown("queries"))):
         places, labels = _labels(tokens)
         axis.set_ticks(places, labels, parse_math=False)  # a token "$" is no formula
     axes.xaxis.tick_top()

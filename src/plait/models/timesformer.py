@@ -164,7 +164,7 @@ def class_mean(s: Stream) -> Tensor:
 class TimeAttention(Attention):
     """Each place over its frames, then a layer more; the class token gets nothing (section 3, "divided space-time attention").
 
-    A watcher sees weights [B * N, H, T, T].
+    Its weights are [B * N, H, T, T].
     """
 
     def __init__(self, d_model: int, n_heads: int, **slots: Any):
@@ -182,7 +182,7 @@ class TimeAttention(Attention):
 class SpaceAttention(Attention):
     """Each frame over its places and a class token: its own, or the clip's, which then gets the mean of what the frames give it.
 
-    A watcher sees weights [B * T, H, 1 + N, 1 + N].
+    Its weights are [B * T, H, 1 + N, 1 + N].
     """
 
     def forward(self, x: Tensor, call: Call, path: tuple) -> Tensor:

@@ -24,9 +24,7 @@ class Distilled:
     What is reported is the model's plain loss, comparable with a run without a teacher. `objective` is one `of_classes`.
     """
 
-    def __init__(
-        self, objective: Any, teacher: Model, weight: float = 0.5, temperature: float | None = 2.0, hints: Hints | None = None
-    ):
+    def __init__(self, objective: Any, teacher: Model, weight: float = 0.5, temperature: float | None = 2.0, hints: Hints | None = None):
         self.objective, self.tower, self.head = objective, objective.tower, objective.head
         self.teacher, self.weight, self.temperature = teacher.eval().requires_grad_(False), weight, temperature
         self.hints = hints
@@ -35,7 +33,8 @@ class Distilled:
         if not net.training:
             return self.objective.loss(net, batch)
         hints = self.hints
-        student, teacher = (net, self.teacher) if hints is None else (hints.student(net), hints.teacher(self.teacher))
+        student: Any = net if hints is None else hints.student(net)
+        teacher: Any = self.teacher if hints is None else hints.teacher(self.teacher)
         vectors = self.objective.vectors(student, batch)
         own = self.objective.judged(net, vectors)
         self.teacher.to(vectors.hidden.device)

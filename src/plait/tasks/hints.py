@@ -98,7 +98,7 @@ class Hints:
             for path, source in pairs.items():
                 mine, its = ours.kept.found[path], theirs.kept.found[source]
                 if kind == "hidden":
-                    mine = mine[:, -ours.streams[path[0]].length :]  # learned entries before its own (prompt tuning) are the student's alone
+                    mine = mine[:, -ours.streams[path[0]].length :]  # entries that a prompt adds are the student's alone
                     check(path, mine.shape[:2], its.shape[:2])
                     apart = vectors_apart(ours.fitted[path[0]](mine) if path[0] in self.widths else mine, its)
                 else:

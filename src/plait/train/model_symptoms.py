@@ -48,6 +48,9 @@ def frozen(p: Patient) -> Iterator[Finding]:
     if not still:
         return
     part = sum(still.values()) / parameters(p.net)
+    if p.tuned and part < 1.0:
+        yield Finding("ok", name, f"{part:.1%} of the weights, as tuning a small part wants")
+        return
     scored = any(n.startswith("heads.") for n in still)
     level = "fault" if scored or part == 1.0 else "warning"
     advice = "set requires_grad again" + (": a new head that is frozen never learns" if scored else "; or is that meant?")

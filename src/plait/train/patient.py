@@ -148,6 +148,7 @@ class Patient:
     valid: Sequence[Any]
     recipe: Recipe
     fresh: bool = True  # the weights are drawn, not taken from another model
+    tuned: bool = False  # a small part of the model is trained, and the rest is frozen on purpose
     precision: str = "float32"
     clip: float | None = 1.0
     shown: Callable[[Sequence[int]], str] | None = None

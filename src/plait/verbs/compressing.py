@@ -1,6 +1,7 @@
 """What `plait compress` does: calibrate, compress, write a run, and measure it beside the model as it was."""
 
 import copy
+import itertools
 import json
 import os
 import statistics
@@ -31,6 +32,7 @@ from plait.verbs.training import lesson_of
 Say = Callable[[str], None]
 MANY, FEW = (8, 64), (1, 4)  # rows and ids of the forwards that are timed: a batch, and one step of writing with four beams
 ROUNDS = 7
+FAR = (3, 14, 26, 38, 52, 66, 80)  # points between a dot of the plot and its name
 
 
 class Table(Rows):
@@ -186,18 +188,46 @@ def drawn(table: Table, path: Path, say: Say) -> None:
     figures = [name for name in table[0] if name not in ("model", "megabytes", "speed", "speed_few")]
     if not figures:
         return
-    figure = Figure(figsize=(9, 4.2), dpi=140, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    for panel, (name, title) in zip(
-        figure.subplots(1, 2, sharey=True), (("megabytes", "megabytes"), ("speed", "times as fast")), strict=True
-    ):
+    figure = Figure(figsize=(10, 4.6), dpi=140, facecolor="white", layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, (name, title) in zip(panels, (("megabytes", "megabytes"), ("speed", "times as fast")), strict=True):
         for one in table:
             panel.plot(one[name], one[figures[0]], "o", color="#b8520a" if one is table[0] else "#2f7fc8")
-            panel.annotate(one["model"], (one[name], one[figures[0]]), xytext=(5, 4), textcoords="offset points", fontsize=8)
         panel.set_xlabel(title, fontsize=9)
-        panel.margins(x=0.18, y=0.1)
+        panel.margins(x=0.18, y=0.15)
         panel.grid(color="#e3e3e6", linewidth=0.7)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel(figures[0].replace("_", " "), fontsize=9)
+    panels[0].set_ylabel(figures[0].replace("_", " "), fontsize=9)
+    canvas.draw()  # from here on it is known where each point lies
+    figure.set_layout_engine("none")
+    for panel, name in zip(panels, ("megabytes", "speed"), strict=True):
+        label(panel, [(one["model"], one[name], one[figures[0]]) for one in table])
     figure.savefig(path, format="png")
+
+
+def label(panel: Any, points: list[tuple[str, float, float]]) -> None:
+    """Names beside their points, each at the nearest place where it covers no point and no other name."""
+    from matplotlib.transforms import Bbox
+
+    def at(x: float, y: float) -> Bbox:
+        across, up = panel.transData.transform((x, y))
+        return Bbox.from_extents(across - 6, up - 6, across + 6, up + 6)
+
+    taken = [at(x, y) for _, x, y in points]
+    for name, x, y in points:
+        for far, (across, up) in itertools.product(FAR, ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1))):
+            spot = dict(xy=(x, y), xytext=(across * (far + 4) * 0.7, up * far), textcoords="offset points")
+            sides = dict(ha=("center", "left", "right")[across], va="bottom" if up > 0 else "top")
+            text = panel.annotate(name, **spot, **sides, fontsize=8)
+            box = text.get_window_extent().padded(2)
+            inside = panel.bbox.x0 <= box.x0 and box.x1 <= panel.bbox.x1 and panel.bbox.y0 <= box.y0 and box.y1 <= panel.bbox.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                if far > FAR[0]:
+                    panel.annotate("", **spot, arrowprops=dict(arrowstyle="-", color="#9a9aa2", linewidth=0.6, shrinkA=0, shrinkB=3))
+                break
+            text.remove()
+        else:  # no room anywhere
+            panel.annotate(name, (x, y), xytext=(4, 2), textcoords="offset points", fontsize=8)

@@ -83,6 +83,7 @@ def findings_on(verb: Train, lesson: "Lesson", net: "Model", recipe: "Recipe", s
         lesson.valid,
         recipe,
         fresh=lesson.start is None,
+        tuned=verb.method not in (None, "full"),
         precision=verb.precision,
         clip=verb.clip or None,
         shown=lesson.shown,

@@ -27,6 +27,7 @@ class Inspect:
     head: Annotated[int | None, "counted from 0; a .png without it shows all heads of the layer"] = None
     query: Annotated[int | None, "the entry that looks, as the page counts them; a .png of a picture shows it alone"] = None
     beams: Annotated[int, "beams of the search for the answer"] = 4
+    threshold: Annotated[float | None, "how sure a detected object must be to be marked; default: as of plait run"] = None
 
     def run(self) -> dict[str, Any]:
         from plait.hub import load

@@ -17,7 +17,7 @@ from plait.inspect.page import About, Maps
 from plait.media.preparing import Preparation
 from plait.tasks.boxes import corners
 from plait.tasks.labels import classified
-from plait.verbs.inspecting_views import Subject, View, prefixes, scores_at
+from plait.verbs.inspecting_views import DETECTS, Subject, View, prefixes, scores_at
 
 if TYPE_CHECKING:
     from plait.verbs.inspect import Inspect
@@ -30,6 +30,11 @@ FRAMES = 8  # of a clip that have a view of their own
 def subject_of(verb: "Inspect", model: PictureModel) -> Subject:
     if verb.answer is not None:
         raise InputError("--answer: is for models that answer in words of their own; leave it out")
+    sure = LIKELY if verb.threshold is None else verb.threshold
+    if verb.threshold is not None and "detect" not in model.net.heads:
+        raise InputError(DETECTS)
+    if not 0 <= sure <= 1:
+        raise InputError(f"--threshold {sure}: expected a chance from 0 to 1")
     picture = model.read(verb.input)
     [(pixels, _)] = model.batches([picture])
     net, (encoder, *rest) = model.net, model.net.towers
@@ -45,7 +50,7 @@ def subject_of(verb: "Inspect", model: PictureModel) -> Subject:
         made.cut = lambda kind, weights, counts, s: frames(kind, weights, counts, s, patches)
     if "detect" in net.heads:
         scores, boxes = (found[0].float() for found in net.heads["detect"](streams[rest[0]].x))
-        objects, made.answer = objects_of(scores.detach(), boxes.detach(), model)
+        objects, made.answer = objects_of(scores.detach(), boxes.detach(), model, sure)
         made.entries[rest[0]], at = objects, objects.offered[:MOST]
         made.targets, made.score = [objects.names[i] for i in at], scores_at(net, "detect", at, scores[at, :-1].argmax(-1).tolist())
     elif isinstance(model, ClassifyPictures):
@@ -144,12 +149,12 @@ def before_of(embed: Any) -> list[str]:
     return names
 
 
-def objects_of(scores: torch.Tensor, boxes: torch.Tensor, model: Any) -> tuple[Entries, str]:
+def objects_of(scores: torch.Tensor, boxes: torch.Tensor, model: Any, sure: float) -> tuple[Entries, str]:
     """(object queries with their boxes, how many are likely) of scores [N, C + 1] and boxes [N, 4]."""
     best, label = scores.softmax(-1)[:, :-1].max(-1)
     names = [f"{model.labels[n]} {score:.2f}" for n, score in zip(label.tolist(), best.tolist(), strict=True)]
     order = best.argsort(descending=True).tolist()
-    likely = [i for i in order if best[i] >= LIKELY]
+    likely = [i for i in order if best[i] >= sure]
     counts = Counter(model.labels[label[i]] for i in likely)
-    answer = ", ".join(f"{n} {name}" for name, n in counts.items()) or f"nothing above {LIKELY}; the surest is {names[order[0]]}"
+    answer = ", ".join(f"{n} {name}" for name, n in counts.items()) or f"nothing above {sure}; the surest is {names[order[0]]}"
     return Entries(names, corners(boxes).cpu().numpy(), tiled=False, offered=likely or order[:1], first=order[0]), answer

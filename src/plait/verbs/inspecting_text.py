@@ -14,7 +14,7 @@ from plait.hub.labels import AnswerModel, ClassifyModel, TagModel, asked_in, pai
 from plait.hub.languages import LanguageModel
 from plait.hub.sequences import Sequences
 from plait.inspect.overlay import Entries
-from plait.verbs.inspecting_views import Subject, scores_at
+from plait.verbs.inspecting_views import DETECTS, Subject, scores_at
 
 if TYPE_CHECKING:
     from plait.verbs.inspect import Inspect
@@ -30,6 +30,8 @@ def subject_of(verb: "Inspect", model: Any) -> Subject:
         if isinstance(model, kind):
             if not verb.input.strip():
                 raise InputError(NOTHING)
+            if verb.threshold is not None:
+                raise InputError(DETECTS)
             if verb.answer is not None and kind not in (LanguageModel, Sequences):
                 raise InputError("--answer: is for models that answer in words of their own; leave it out")
             return make(verb, model)
@@ -41,11 +43,11 @@ def stream(net: Any, *rows: Sequence[int]) -> dict[str, Stream]:
     return {tower: Stream(torch.tensor([list(ids)], device=device)) for tower, ids in zip(net.towers, rows, strict=True)}
 
 
-def whole(ids: Sequence[int], limit: int | None) -> Sequence[int]:
+def whole(ids: Sequence[int], limit: int | None, what: str = "the input") -> Sequence[int]:
     if not ids:
         raise InputError(NOTHING)
     if limit is not None and len(ids) > limit:
-        raise InputError(f"the input is {len(ids)} tokens long, this model takes {limit}: shorten it")
+        raise InputError(f"{what} is {len(ids)} tokens long, this model takes {limit}: shorten it")
     return ids
 
 
@@ -75,7 +77,7 @@ def rewritten(verb: "Inspect", model: Any) -> Subject:
     whole(source, reader.max_source)
     source = reader.fed(verb.input)
     added = model.target_tokenizer.encode(answer)
-    target = [start, *added]
+    target = whole([start, *added], model.max_length, "the answer")
     reads = model.source_tokenizer if hasattr(model, "source_tokenizer") else model.tokenizer
     tokens = model.target_tokenizer.tokens(target)
     some = range(min(len(added), MOST))

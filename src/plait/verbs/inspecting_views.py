@@ -27,6 +27,7 @@ STEPS = 24  # of the way that integrated gradients go
 FLOWING = 64  # entries from which on flow takes minutes
 SIGNS = ["all", "for", "against"]
 MEAN = "mean of entries"
+DETECTS = "--threshold: is for models that detect objects; leave it out"
 
 View = tuple[Maps, Entries, Entries]  # what is shown, what asks, what answers
 
@@ -176,7 +177,7 @@ def shares(subject: Subject, kind: str, parts: dict[str, Tensor], gap: float | N
         hint += f" Integrated gradients miss the score's change by {gap:.2g}."
     if subject.pictured is not None:
         hint = HINT.format(does="owes its score to") + hint
-    about = About(("owes its score to", "counts for"), ("explained", "of the input"), hint, whole=False, words=True)
+    about = About(("owes its score to", "counts for"), ("explained", "of the input"), hint, whole=False, words=("queries",))
     queries, found = Entries.nowhere(subject.targets), dict[str, View]()
     for tower, part in rows.items():
         if not np.abs(part).sum() or (subject.pictured is not None and not subject.entries[tower].tiled):
@@ -206,14 +207,14 @@ def lensed(subject: Subject, k: int = 3) -> View:
         weights = torch.zeros_like(chances).scatter(1, ids, chances)
         some = weights[-1].topk(min(len(labels), 40)).indices.sort().values
         keys = Entries.nowhere([labels[i] for i in some.tolist()])
-        about = About(("says", "is said by"), ("from first to last", "to choose among"), hint, whole=False, words=True)
+        about = About(("says", "is said by"), ("from first to last", "to choose among"), hint, whole=False, words=("queries", "keys"))
         array = weights[:, some][None, None].cpu().numpy()
         return Maps("lens", array, blocks.names, keys.names, layers=[""], heads=["chances"], about=about, start=len(n) - 1), blocks, keys
     found, keys = lens(subject.net, subject.head, k, tower, **subject.streams), subject.entries[tower]
     weights = found.chances[:, 0].permute(2, 0, 1)[None].cpu().numpy()  # [1, k, blocks, L]
     cells = [[[subject.says(int(i)) for i in row] for row in rank] for rank in found.ids[:, 0].permute(2, 0, 1).tolist()]
     names = ["likeliest", *("second", "third", "fourth", "fifth")[: len(cells) - 1]]
-    about = About(("would say", "is read as"), ("from first to last", "read"), hint, whole=False, words=True)
+    about = About(("would say", "is read as"), ("from first to last", "read"), hint, whole=False, words=("queries",))
     made = Maps("lens", weights, blocks.names, keys.names, layers=[""], heads=names, cells=cells, about=about, start=len(n) - 1)
     return made, blocks, keys
 

@@ -1,6 +1,6 @@
 """plait tune: a model taught by a small part of it, which is all that is saved."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from plait.errors import InputError
@@ -14,7 +14,7 @@ OF_MODELS = {"generate": "language-model", "fill-mask": "masked-lm"}  # what a r
 class Tune(Train):
     """Tune a model on your own data by a small part of it, such as LoRA or a prefix; only that part is saved."""
 
-    model: Annotated[str, positional, "what is tuned: a run, a released checkpoint's folder, a name such as smollm2"]  # type: ignore[assignment]
+    model: Annotated[str, positional, "what is tuned: a run, a released checkpoint's folder, a name such as smollm2"] = field()
     task: Annotated[  # type: ignore[assignment]
         Literal["translation", "language-model", "masked-lm", "classify", "tag", "answer", "embed", "detect"] | None,
         "what is learned; default: what the model does",

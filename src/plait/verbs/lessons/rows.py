@@ -159,7 +159,9 @@ def trained_by(ready: Any) -> Train | None:
     folder = ready.parts.folder
     if not (folder / CONFIG).exists() or "model_type" in ready.config:
         return None
-    saved, known = read_config(folder).get("train", {}), {f.name for f in fields(Train)}
+    saved, known = read_config(folder).get("train"), {f.name for f in fields(Train)}
+    if saved is None:  # a released model that was made smaller
+        return None
     return Train(**{"out": folder, **{name: value for name, value in saved.items() if name in known}})
 
 

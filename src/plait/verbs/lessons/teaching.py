@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from plait import models
+from plait.core.model import Model
 from plait.errors import InputError
 from plait.hub import load, runs
-from plait.core.model import Model
 from plait.hub.together import tokenizers_of
 from plait.tasks.distilling import Distilled
 from plait.tasks.hints import FITTED, KINDS, Hints
@@ -35,7 +35,7 @@ def with_teacher(verb: Train, lesson: Lesson) -> Lesson:
     if faults := differences(lesson, objective.head, net, ready):
         raise InputError(f"--teacher {verb.teacher}: cannot teach this model", faults)
     if "attention" in kinds and verb.parallel in ("tp", "fsdp+tp"):
-        raise InputError("--teacher-match attention: with --parallel tp each rank has some of the heads: match hidden, or only shard (fsdp)")
+        raise InputError("--teacher-match attention: with --parallel tp each rank has some of the heads: match hidden, or use fsdp")
     hints = None
     if inner := [kind for kind in KINDS if kind in kinds]:
         try:
