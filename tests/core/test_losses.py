@@ -11,6 +11,12 @@ from plait.core import losses
 from plait.core.losses import linear_cross_entropy
 
 
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """`CHUNK` decides, however few rows it leaves."""
+    monkeypatch.setattr(losses, "ROWS", 1)
+
+
 def parts(n=11, d=4, v=7, bias=True):
     torch.manual_seed(0)
     hidden = torch.randn(n, d, dtype=torch.float64, requires_grad=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK = 2**21  # logits held at a time: 8 MB of float32 stay in a cache while they are passed over
+ROWS, MOST = 384, 2**25  # but so many rows, since each chunk reads all weights; of the largest vocabularies no more than 128 MB of logits
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -62,7 +63,8 @@ def _sums(
     total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
     plain = torch.zeros_like(total)
     short = None if half is None else weight.to(half)
-    for start in range(0, len(hidden), rows := max(1, CHUNK // vocabulary)):
+    rows = max(1, CHUNK // vocabulary, min(ROWS, MOST // vocabulary))
+    for start in range(0, len(hidden), rows):
         h, t = hidden[start : start + rows], targets[start : start + rows, None]
         if short is None:
             e = F.linear(h, weight, bias)  # [n, V]
