@@ -113,6 +113,11 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def learning(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name: frozen ones need no state of an optimizer, and no place in a tuned run."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
 def reset(module: nn.Module, seed: int | None = None) -> None:
     """Every part draws its initial values anew; with a seed, from a generator state that is put back afterwards."""
     with torch.random.fork_rng(devices=[], enabled=seed is not None):

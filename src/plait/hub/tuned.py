@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plait import models, tune
 from plait.compress import limited
-from plait.core.model import Model
+from plait.core.model import Model, learning
 from plait.errors import InputError
 from plait.hub.transfer import Transfer, transfer
 from plait.text.special import read_object
@@ -58,11 +58,6 @@ def attach(net: Model, tuned: Tuned) -> None:
     tune.attach(net, tune.tuning_of(tuned.tuning), also=tuned.also)
 
 
-def learning(net: Model) -> dict[str, Tensor]:
-    """What of a model is trained: all that checkpoints of such a run keep."""
-    return {name: p.detach() for name, p in net.named_parameters() if p.requires_grad}
-
-
 def from_base(net: Model, tuned: Tuned, where: Path) -> None:
     """A freshly built model takes the weights it stands on. InputError where the base is gone, or another one now."""
     from plait.hub import load
@@ -98,8 +93,9 @@ def open_tuned(net: Model, said: Mapping[str, Any], weights: Path, finished: boo
             wanted = learning(net)
             if faults := misfits({name: t.shape for name, t in wanted.items()}, tensors):
                 raise InputError("these tensors are those of another model, or of another tuning", faults)
-            for name, t in wanted.items():
-                t.copy_(tensors[name])
+            with torch.no_grad():
+                for name, t in wanted.items():
+                    t.copy_(tensors[name])
     except InputError as error:
         raise InputError(f"{weights}: {error.message}", error.faults) from None
     if not apart and tune.mergeable(net):

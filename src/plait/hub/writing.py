@@ -123,9 +123,9 @@ def convert(place: Path, to: str, out: Path, dtype: str | None = None, bits: int
         raise InputError(f"--to {to}{f' --bits {bits}' * (bits is not None)}: --bits 8 or 4 goes with --to plait; give both, or neither")
     if to == "peft":
         with beside(out) as made:
-            told = write_as_peft(place, made)
+            told = {"out": str(out), "format": to, **write_as_peft(place, made)}
             place_in(made, out)
-        return {"out": str(out), "format": to, **told}
+        return told
     opened: Any = (Run if to in ("onnx", "plait") and not is_checkpoint(place) else Opened)(place, bits)
     if to != "plait" and any(isinstance(part, Quantised) for part in opened.net.modules()):
         raise InputError(f"{place}: its matrices are in fewer bits already; --to {to} writes the model that it was made of")

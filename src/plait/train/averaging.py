@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from plait.core.model import learning
 from plait.train.placement import local
 
 
@@ -17,7 +18,7 @@ class MovingAverage:
 
     def __init__(self, net: nn.Module, decay: float):
         self.decay = decay
-        self.params = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        self.params = learning(net)
         self.average = {name: p.detach().clone() for name, p in self.params.items()}
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.core.model import Model
+from plait.core.model import Model, learning
 from plait.data.feed import Feed
 from plait.errors import InputError
 from plait.tasks.objective import Objective
@@ -21,7 +21,6 @@ from plait.train.checkpoints import group_of, grouped, rng_state, set_rng_state
 from plait.train.judging import Judge, Measure
 from plait.train.keeping import Keeper
 from plait.train.log import MetricsFile, Reporter
-from plait.train.optimizers import learning
 from plait.train.parallel import Team
 from plait.train.precision import Precision
 from plait.train.schedules import Schedule
@@ -106,7 +105,7 @@ class Trainer:
     def tensors(self) -> dict[str, Tensor]:
         """All that a run goes on with, but for the generators; they share their memory with what is trained."""
         average = {} if self.average is None else self.average.state()
-        model = learning(self.net) | self.weights(self.net)  # what learns and is not kept as well
+        model = {**learning(self.net), **self.weights(self.net)}  # what learns and is not kept as well
         groups = {"model": model, "optimizer": self.optimizer.state(), "precision": self.precision.state()}
         return grouped(**groups, average=average)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from plait.core.model import learning
 from plait.train.placement import like, local, piece, placed_as, spread, whole
 
 
@@ -175,11 +176,6 @@ class Together:
     def load(self, state: Mapping[str, Tensor]) -> None:
         for name, part in self.parts.items():
             part.load({key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")})
-
-
-def learning(net: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained; frozen ones need no state of an optimizer."""
-    return {name: p for name, p in net.named_parameters() if p.requires_grad}
 
 
 def inner_matrices(net: nn.Module) -> dict[str, nn.Parameter]:

@@ -5,7 +5,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from plait.train.optimizers import Adam, Muon, Together, inner_matrices, layer_shares, learning, others
+from plait.core.model import learning
+from plait.train.optimizers import Adam, Muon, Together, inner_matrices, layer_shares, others
 from plait.train.schedules import Schedule, cosine, inverse_sqrt, linear_decay
 
 
@@ -84,7 +85,7 @@ def tuning(d_model: int) -> Recipe:
 
 
 # Times the rate of all weights: what learns is small, or begins at zero. (IA)³'s is 3e-3 in Liu et al. 2022, section 3.3; docs/log.md.
-SMALL = {"lora": 10, "rslora": 10, "dora": 10, "prefix": 100, "prompt": 200, "houlsby": 20, "pfeiffer": 20, "ia3": 60}
+SMALL = {"lora": 30, "rslora": 30, "dora": 30, "prefix": 100, "prompt": 200, "houlsby": 20, "pfeiffer": 20, "ia3": 60}
 SMALL |= {"bitfit": 20, "head": 20}
 
 

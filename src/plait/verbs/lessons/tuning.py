@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from plait import tune
-from plait.core.model import Model
+from plait.core.model import Model, learning
 from plait.errors import InputError, choices
-from plait.hub.tuned import Tuned, attach, begun, from_base, learning
+from plait.hub.tuned import Tuned, attach, begun, from_base
 from plait.train.recipes import small
 from plait.verbs.lessons.lesson import Lesson
 from plait.verbs.train import TUNING, Train
