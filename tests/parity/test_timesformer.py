@@ -18,7 +18,7 @@ from plait.core.residual import Rule
 from plait.core.stream import Stream
 from plait.errors import InputError
 from plait.hub.checkpoints import open_net
-from plait.inspect.record import record
+from plait.inspect.record import recorded
 from plait.models import timesformer
 from plait.weights import config as keys
 from plait.weights import rules as table
@@ -152,7 +152,7 @@ def test_recorded_weights_are_the_references(kind, tmp_path):
     peer = reference(attention_type=kind)
     net, _ = loaded(peer, tmp_path)
     x = clips()
-    found, streams = record(net, encoder=x)
+    found, streams = recorded(net, encoder=x)
     assert torch.equal(streams["encoder"].x, net(encoder=x)["encoder"].x)
     rows = []  # what the reference's attention over time reads: it gives no weights of it
     for layer in peer.timesformer.encoder.layer:
@@ -164,10 +164,10 @@ def test_recorded_weights_are_the_references(kind, tmp_path):
         if kind == "joint_space_time":
             order = places(torch.arange(28.0)[None, :, None], kind, 3).flatten().long()
             wanted = wanted[:, :, order][:, :, :, order]
-        assert_close(found.seen["encoder", layer, "self_attn"], wanted, rtol=0, atol=ATOL)
+        assert_close(found[f"encoder.blocks.{layer}.self_attn.pattern"], wanted, rtol=0, atol=ATOL)
     for layer, wanted in enumerate(over_time):
-        assert_close(found.seen["encoder", layer, "time_attn"], wanted, rtol=0, atol=ATOL)
-    assert len(found.seen) == len(spatial) + len(over_time)
+        assert_close(found[f"encoder.blocks.{layer}.time_attn.pattern"], wanted, rtol=0, atol=ATOL)
+    assert len([*found]) == len(spatial) + len(over_time)
     net.kernel = kernels.reference
     assert_close(net(encoder=x)["encoder"].x, streams["encoder"].x, rtol=0, atol=ATOL)
 
