@@ -16,7 +16,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -143,17 +142,6 @@ def released(arch) -> ModuleType:
 def tiny(arch):
     """A function that builds this page anew (shapes only matter: values are as the page starts them)."""
     return lambda **changes: build(arch, {**config(arch), **changes})
-
-
-@pytest.fixture
-def on_trust() -> Iterator[None]:
-    """Without checks of annotated shapes, which would take longer than tiny models do: for what runs on every page many times over.
-
-    What it calls of the core is checked in test_same_numbers.py and the core's own tests.
-    """
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # ---- the matrix ----

@@ -15,8 +15,6 @@ from plait.inspect.record import recorded
 from plait.inspect.statistics import heads, neurons
 from plait.inspect.taps import attentions, names
 
-pytestmark = pytest.mark.usefixtures("on_trust")
-
 LENGTH = 5
 
 

@@ -28,8 +28,6 @@ from plait.tune import (
     using,
 )
 
-pytestmark = pytest.mark.usefixtures("on_trust")
-
 BEGIN_AS_NOTHING = {
     "lora": LoRA(rank=2),
     "dora": LoRA(rank=2, targets=("*_proj",), magnitude=True),

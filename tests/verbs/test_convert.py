@@ -44,7 +44,7 @@ def test_what_was_written_is_said_as_json(plait, llama, tmp_path):
 
 def test_words_that_make_no_sense(refused, llama, tmp_path):
     out = tmp_path / "b"
-    refused(["convert", llama, "--to", "tflite", "--out", out], "--to tflite: expected hf, gguf, onnx or plait")
+    refused(["convert", llama, "--to", "tflite", "--out", out], "--to tflite: expected hf, gguf, onnx, plait or peft")
     refused(["convert", llama], "--to", "--out")
     refused(["convert", llama, "--to", "hf", "--out", out, "--dtype", "q8_0"], "--dtype q8_0: written with --to hf are f32, f16 or bf16")
     refused(["convert", llama, "--to", "onnx", "--out", out, "--dtype", "f16"], "--dtype f16: written with --to onnx are f32")

@@ -80,8 +80,7 @@ def stopping(monkeypatch, objective, step: int) -> None:
     monkeypatch.setattr(objective, "loss", loss)
 
 
-@pytest.mark.parametrize("task", ["language-model", "masked-lm"])
-@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize(("task", "on_disk"), [("language-model", True), ("masked-lm", False)])
 def test_resumed_with_workers_is_uninterrupted(plait, text, tmp_path, monkeypatch, task, on_disk):
     if on_disk:
         monkeypatch.setattr(store, "IN_MEMORY", 0)
