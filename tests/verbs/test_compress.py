@@ -108,25 +108,15 @@ def test_what_makes_no_sense_is_refused(plait, refused, lm, text, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def trained_on(plait, text, model, out):
+    words = ["train", "language-model", "--data", text, "--model", model, "--out", out, "--steps", 3, "--context", 16]
+    code, _, err = plait(*words)
+    assert code == 0 and "new:" not in err, err  # every tensor was taken
+
+
 def test_a_pruned_run_is_trained_on(plait, lm, text, tmp_path):
     assert plait("compress", lm, "--method", "units", "--share", 0.5, "--out", tmp_path / "units")[0] == 0
-    code, _, err = plait(
-        *(
-            "train",
-            "language-model",
-            "--data",
-            text,
-            "--model",
-            tmp_path / "units",
-            "--out",
-            tmp_path / "again",
-            "--steps",
-            3,
-            "--context",
-            16,
-        )
-    )
-    assert code == 0 and "new:" not in err, err  # every tensor was taken
+    trained_on(plait, text, tmp_path / "units", tmp_path / "again")
     small, again = front.load(tmp_path / "units"), front.load(tmp_path / "again")
     shapes = [{name: p.shape for name, p in one.net.named_parameters()} for one in (small, again)]
     assert shapes[0] == shapes[1] and list(again.net.shape) == list(small.net.shape)
@@ -134,20 +124,4 @@ def test_a_pruned_run_is_trained_on(plait, lm, text, tmp_path):
 
 def test_a_quantised_run_is_trained_on_from_its_numbers(plait, lm, text, tmp_path):
     assert plait("compress", lm, "--method", "int8", "--out", tmp_path / "int8")[0] == 0
-    code, _, err = plait(
-        *(
-            "train",
-            "language-model",
-            "--data",
-            text,
-            "--model",
-            tmp_path / "int8",
-            "--out",
-            tmp_path / "again",
-            "--steps",
-            2,
-            "--context",
-            16,
-        )
-    )
-    assert code == 0 and "new:" not in err, err
+    trained_on(plait, text, tmp_path / "int8", tmp_path / "again")

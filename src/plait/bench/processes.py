@@ -101,6 +101,17 @@ class Worker:
         self.close()
 
 
+class Steps:
+    """What a process holds that trains: it takes `steps` steps when asked to, and tells the mean loss of each and the seconds of all."""
+
+    def go(self, steps: int) -> dict[str, Any]:
+        start = time.perf_counter()
+        return {"losses": [self.step() for _ in range(steps)], "seconds": time.perf_counter() - start}
+
+    def step(self) -> float:
+        raise NotImplementedError
+
+
 def state(task: Path) -> str:
     """Of a thread, as Linux writes it: R runs or would."""
     try:

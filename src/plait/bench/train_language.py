@@ -17,7 +17,7 @@ from torch import Tensor
 
 from plait.bench.libraries import need
 from plait.bench.measure import compared, summary, table
-from plait.bench.processes import Worker
+from plait.bench.processes import Steps, Worker
 from plait.core.losses import linear_cross_entropy
 from plait.core.model import Model
 from plait.errors import InputError
@@ -72,8 +72,8 @@ def network(s: Shape) -> Model:
     return gpt2.build(gpt2.Config(s.vocab_size, s.context, s.d_model, s.n_heads, s.n_layers, activation="gelu", dropout=0.0))
 
 
-class Contestant:
-    """One that takes `steps` steps when asked to, and tells the mean loss of each and the seconds of all."""
+class Contestant(Steps):
+    """On random ids, the same for all."""
 
     def __init__(self, shape: dict[str, Any]):
         self.shape = Shape(**shape)
@@ -81,13 +81,6 @@ class Contestant:
         draw = torch.Generator().manual_seed(1)
         ids = torch.randint(self.shape.vocab_size, (self.shape.rows, self.shape.context + 1), generator=draw)
         self.inputs, self.targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-
-    def go(self, steps: int) -> dict[str, Any]:
-        start = time.perf_counter()
-        return {"losses": [self.step() for _ in range(steps)], "seconds": time.perf_counter() - start}
-
-    def step(self) -> float:
-        raise NotImplementedError
 
 
 class Plait(Contestant):

@@ -3,7 +3,6 @@
 Both load the same folder and take the same number of steps of AdamW, in float32, on the same low-rank products beside q and v.
 """
 
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -13,7 +12,7 @@ import torch
 
 from plait.bench.libraries import need
 from plait.bench.measure import aligned, compared
-from plait.bench.processes import Worker
+from plait.bench.processes import Steps, Worker
 from plait.core.losses import linear_cross_entropy
 from plait.train.allocator import keep_freed_memory
 
@@ -39,21 +38,14 @@ WHAT = {
 }
 
 
-class Contestant:
-    """One that takes `steps` steps when asked to, and tells the mean loss of each and the seconds of all."""
+class Contestant(Steps):
+    """On random ids, the same for all."""
 
     def __init__(self, job: dict[str, Any]):
         self.job = Job(**job)
         keep_freed_memory()  # as plait train does; all gain by it
         draw = torch.Generator().manual_seed(1)
         self.ids = torch.randint(1000, 40000, (self.job.rows, self.job.length + 1), generator=draw)
-
-    def go(self, steps: int) -> dict[str, Any]:
-        start = time.perf_counter()
-        return {"losses": [self.step() for _ in range(steps)], "seconds": time.perf_counter() - start}
-
-    def step(self) -> float:
-        raise NotImplementedError
 
 
 class Plait(Contestant):

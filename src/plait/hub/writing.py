@@ -134,10 +134,7 @@ def convert(place: Path, to: str, out: Path, dtype: str | None = None, bits: int
             kinds = to_gguf(opened, made / "model.gguf", dtype)
         else:
             kinds = {"hf": write_hf, "onnx": write_onnx, "plait": write_small}[to](opened, made, dtype)
-        if single:
-            os.replace(made / "model.gguf", out)
-        else:
-            place_in(made, out)
+        place_in(made / "model.gguf" if single else made, out)
     return {"out": str(out), "format": to, "tensors": sum(kinds.values()), "types": dict(sorted(kinds.items()))}
 
 

@@ -74,11 +74,10 @@ class Trainer:
         self.judge = Judge(net, self.learner, objective, valid, measure, self.average, self.precision, team)
         self.keeper = Keeper(folder / "checkpoints", team)
         self.metrics = MetricsFile(folder / "metrics.jsonl")
-        self.state = State()
         self.replay: np.ndarray = np.empty(0)  # progress of steps that a stopped run had already taken after its checkpoint
-        self.stop, self.unit = False, "tokens"  # the unit of the batches' sizes
+        self.state, self.stop, self.unit = State(), False, "tokens"  # the unit of the batches' sizes
         self.recent: list[tuple[Tensor, int]] = []  # losses of the steps since the last line of metrics
-        self.params = [p for p in net.parameters() if p.requires_grad]
+        self.params = [*learning(net).values()]
         if settings.compile:
             net.compile()
 
@@ -106,8 +105,7 @@ class Trainer:
         """All that a run goes on with, but for the generators; they share their memory with what is trained."""
         average = {} if self.average is None else self.average.state()
         model = {**learning(self.net), **self.weights(self.net)}  # what learns and is not kept as well
-        groups = {"model": model, "optimizer": self.optimizer.state(), "precision": self.precision.state()}
-        return grouped(**groups, average=average)
+        return grouped(model=model, optimizer=self.optimizer.state(), precision=self.precision.state(), average=average)
 
     def save(self) -> None:
         self.keeper.save(self.state.step, self.tensors(), grouped(rng=rng_state()), {"state": asdict(self.state)})
