@@ -22,6 +22,7 @@ from torch import nn
 
 from plait.core.heads import pooled
 from plait.core.model import Model
+from plait.core.stream import Stream
 from plait.models import PAGES, build, vocabulary
 
 VOCAB = 29
@@ -56,13 +57,15 @@ class Ends:
         mask = net.get_submodule(f"{self.last}.blocks.0.self_attn").mask
         self.causal = mask is not None
         self.head = next(iter(net.heads))
+        embed: Any = net.get_submodule(self.last).embed
+        self.empty = embed.takes == "ids" and not bool(embed(Stream(torch.zeros(1, 1, dtype=torch.long))).x.any())
 
     @property
     def blind(self) -> tuple[str, ...]:
-        """How names of parameters begin that cannot learn: queries of objects begin without content, so whom they attend to at first
-        makes no difference."""
+        """How names of parameters begin that cannot learn: DETR's queries begin without content, so whom they attend to at first makes
+        no difference."""
         first = "decoder.blocks.0.self_attn."
-        return (f"{first}q_proj", f"{first}k_proj", f"{first}v_proj.weight") if self.seen and self.two else ()
+        return (f"{first}q_proj", f"{first}k_proj", f"{first}v_proj.weight") if self.empty else ()
 
     @property
     def seen(self) -> bool:

@@ -71,10 +71,15 @@ def test_later_layers_are_dropped_more_often():
     assert [block.residual.drop_path for block in net.encoder.blocks] == [0.0, 0.2, 0.4]
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 18, 16), (1, 1, 16, 16), (1, 2, 3, 16, 16)])
+@pytest.mark.parametrize("shape", [(1, 1, 16, 16), (1, 2, 3, 16, 16), (0, 3, 16, 16)])
 def test_pixels_that_do_not_fit(shape):
-    with pytest.raises(ValueError, match="this model takes 3 channels, and heights and widths that are multiples of 4"):
+    with pytest.raises(ValueError, match="this model takes pictures of 3 channels"):
         build(TINY)(encoder=Stream(torch.zeros(shape)))
+
+
+@pytest.mark.parametrize(("size", "grid"), [((18, 16), (5, 4)), ((1, 1), (1, 1)), ((4, 33), (1, 9))])
+def test_squares_at_the_border_may_be_cut(size, grid):
+    assert build(TINY)(encoder=Stream(torch.zeros(1, 3, *size)))["encoder"].grid == grid
 
 
 @pytest.mark.parametrize("patch", [0, 1, 6])

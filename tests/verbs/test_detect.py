@@ -63,6 +63,16 @@ def test_voc_trains(plait, data, tmp_path):
     assert library.load(tmp_path / "run").labels == NAMES
 
 
+def test_what_is_taken_where_nobody_says(plait, data, tmp_path):
+    """A page that learns from scratch, of a size that finds something, without dropout (docs/log.md), for pictures of any size."""
+    options = ["--size", "37", "--steps", "1", "--evaluations", "1", "--batch-tokens", "32"]
+    code, _, err = plait("train", "detect", "--data", data / "coco", "--out", tmp_path / "run", *options)
+    said = json.loads((tmp_path / "run/config.json").read_text())
+    assert code == 0 and said["arch"] == "modern-detector" and said["config"]["dropout"] == 0.0, err
+    found = library.load(tmp_path / "run")(str(data / "coco/0.png"), threshold=0.0)
+    assert len(found) == 100 and {one.label for one in found} <= set(NAMES)
+
+
 def test_objects_of_files_and_pictures_with_boxes_on_them(plait, data, trained, tmp_path):
     from PIL import Image
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,10 +35,10 @@ class Prepared:
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
-        self.net.set_attn_implementation("eager")
+        net = deepcopy(self.net)  # there is no way back for a net with a ResNet in it
+        net.set_attn_implementation("eager")
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.net(self.pixels)
-        self.net.set_attn_implementation("sdpa")
+            net(self.pixels)
         return counter.get_total_flops()
 
     def file(self, kind: str) -> str:

@@ -20,7 +20,7 @@ from plait.bench.libraries import need
 from plait.bench.measure import load_average
 
 HELD = 0.2  # of the digits, by the hash of their names; the cells have a test list of their own
-PRESETS = {"digits": ("classify", "modern-vision-nano"), "blood-cells": ("detect", "detr-small")}
+PRESETS = {"digits": ("classify", "modern-vision-nano"), "blood-cells": ("detect", "modern-detector-small")}
 RATES = {"digits": 1e-3, "blood-cells": 2e-4}  # of transformers' contestants, where a name does not say
 WARMUP, CLIP, DECAY = 0.05, 0.1, 1e-4  # DETR's clipping and decay (Carion et al. 2020, section 4)
 BATCHES = {"digits": 64, "blood-cells": 8}

@@ -61,8 +61,8 @@ def run(
     threads: int,
     shapes: dict[str, dict[str, Any]] = SHAPES,
 ) -> dict[str, Any]:
-    """The cases of these names; `only` are contestants, all if empty."""
-    found = {}
+    """The cases of these names; `only` are contestants, all if empty. A case that cannot be measured does not end the others."""
+    found, failed = {}, {}
     for name in names:
         case, shape = CASES[name], shapes[CASES[name].model]
         print(f"{name}: {case.rows} of {WHAT[case.model]}", file=sys.stderr, flush=True)
@@ -71,9 +71,12 @@ def run(
         taking = [one for one, entrant in ENTRANTS.items() if case.model in entrant.models and (not only or one in only)]
         try:
             found[name] = measured(case, taking, rounds, turning, shape)
+            print(table(name, found[name]), file=sys.stderr, flush=True)
+        except InputError as error:
+            failed[name] = str(error)
         finally:
             turning.close()
-    return {"cases": found}
+    return {"cases": found, "failed": failed}
 
 
 def measured(case: Case, taking: list[str], rounds: int, turning: Turning, shape: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +133,8 @@ def figures(case: Case, turning: Turning, operations: int, answers: dict[str, np
 
 
 def shown(found: dict[str, Any]) -> str:
-    return "\n\n".join(table(name, one) for name, one in found["cases"].items())
+    lost = [f"{name} was not measured: {why}" for name, why in found["failed"].items()]
+    return "\n\n".join([*(table(name, one) for name, one in found["cases"].items()), *lost])
 
 
 def table(name: str, one: dict[str, Any]) -> str:

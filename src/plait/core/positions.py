@@ -76,12 +76,13 @@ class Learned(nn.Module):
 class Sine2D(nn.Module):
     """Sines of row and column, half of the channels each, as the stream's own position vectors (DETR, Carion et al. 2020, appendix A.4).
 
-    Rows and columns count from 1 and are scaled to 2π over the real part of the grid; sines and cosines alternate.
+    Rows and columns count from 1 and are scaled to 2π · `turns` over the real part of the grid; sines and cosines alternate, from
+    -`amplitude` to `amplitude`.
     """
 
-    def __init__(self, base: float = 10000.0, eps: float = 1e-6):
+    def __init__(self, base: float = 10000.0, eps: float = 1e-6, turns: float = 1.0, amplitude: float = 1.0):
         super().__init__()
-        self.base, self.eps = base, eps
+        self.base, self.eps, self.turns, self.amplitude = base, eps, turns, amplitude
 
     def forward(self, s: Stream) -> Stream:
         if s.grid is None or len(s.grid) != 2:
@@ -89,10 +90,13 @@ class Sine2D(nn.Module):
         height, width = s.grid
         real = torch.ones(s.x.shape[0], s.length, device=s.x.device) if s.real is None else s.real
         real = real.unflatten(1, (height, width)).double()  # [B, H, W]
-        d = s.x.shape[-1] // 2
-        vectors = []
+        places = []
         for axis in (1, 2):
             place = real.cumsum(axis)
-            place = place / (place.amax(axis, keepdim=True) + self.eps) * (2 * math.pi)
-            vectors.append(sinusoid(place, d, self.base))
-        return s.having(pos=torch.cat(vectors, -1).flatten(1, 2).to(s.x.dtype))
+            places.append(place / (place.amax(axis, keepdim=True) + self.eps))
+        return s.having(pos=self.vectors(torch.stack(places, -1), s.x.shape[-1]).flatten(1, 2).to(s.x.dtype))
+
+    def vectors(self, places: Tensor, d_model: int) -> Tensor:
+        """Of places [..., 2], row and column as shares of the picture: [..., D] float64."""
+        angles = places.double() * (2 * math.pi * self.turns)
+        return torch.cat([sinusoid(angle, d_model // 2, self.base) for angle in angles.unbind(-1)], -1) * self.amplitude

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from plait.core import init
 from plait.core.attention import Attention, CrossAttention
 from plait.core.blocks import body, each
+from plait.core.convolution import ChannelNorm, FrozenBatchNorm
 from plait.core.embeddings import Each, Embed
 from plait.core.feedforward import ACTIVATIONS, FFN
 from plait.core.linear import Linear
@@ -23,7 +24,7 @@ from plait.core.stream import Lent, Stream
 from plait.models import resnet
 from plait.models.bart import layer_rules
 from plait.models.bert import heads_of
-from plait.models.resnet import ChannelNorm, FrozenBatchNorm, ResNet
+from plait.models.resnet import ResNet
 from plait.weights.rules import Entry, Keys, activation, fixed, flat, group, key, older, prefix, rule
 
 PLACES = 50  # learned positions end there, in rows and in columns (the authors' code)
@@ -140,8 +141,12 @@ class Detect(nn.Module):
         self.boxes = nn.ModuleList([Linear(d_model, d_model), Linear(d_model, d_model), Linear(d_model, 4)])
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return self.scores(hidden), self.offsets(hidden).sigmoid()
+
+    def offsets(self, hidden: Tensor) -> Tensor:
+        """[..., 4]: boxes as logits."""
         first, second, last = self.boxes
-        return self.scores(hidden), last(F.relu(second(F.relu(first(hidden))))).sigmoid()
+        return last(F.relu(second(F.relu(first(hidden)))))
 
 
 def build(c: Config) -> Model:

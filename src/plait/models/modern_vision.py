@@ -13,8 +13,9 @@ from torch import nn
 
 from plait.core.attention import Attention
 from plait.core.blocks import body, each
+from plait.core.convolution import ChannelNorm, Conv, Unit, halvings
 from plait.core.embeddings import Dropped, Each, Embed
-from plait.core.feedforward import FFN, relu, relu2
+from plait.core.feedforward import FFN, relu2
 from plait.core.heads import Pooled, grid_mean
 from plait.core.linear import Linear
 from plait.core.model import Model, Tower
@@ -23,7 +24,6 @@ from plait.core.pixels import GridPositions
 from plait.core.residual import Pre
 from plait.core.stream import Stream
 from plait.models.modern import normed_heads, started
-from plait.models.resnet import ChannelNorm, Conv, Unit, halvings
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ PRESETS = {
 class Stem(nn.Module):
     """Pixels [B, C, H, W] -> an entry for each square of `patch` pixels: convolutions that halve, each normed, and a projection.
 
-    `real` [B, H, W] tells pixels from padding. ValueError where squares do not fit.
+    Squares at the right and lower border may be cut: the grid is (H / patch, W / patch), rounded up. `real` [B, H, W] tells pixels
+    from padding.
     """
 
     takes = "pixels"
@@ -70,19 +71,17 @@ class Stem(nn.Module):
         super().__init__()
         if patch < 2 or patch & (patch - 1):
             raise ValueError(f"patch={patch} is not reached by halving: choose 2, 4, 8, 16 ...")
-        self.patch, self.channels = patch, channels
+        self.channels = channels
         widths = [d_stem << i for i in range(patch.bit_length() - 1)]
         self.units = nn.ModuleList(Unit(Conv(a, b, 3, 2), ChannelNorm) for a, b in zip([channels, *widths], widths, strict=False))
         self.proj = Linear(widths[-1], d_model)
 
     def forward(self, s: Stream) -> Stream:
-        channels, height, width = s.x.shape[-3:]
-        if s.x.ndim != 4 or channels != self.channels or height % self.patch or width % self.patch or not s.x.numel():
-            wanted = f"{self.channels} channels, and heights and widths that are multiples of {self.patch}"
-            raise ValueError(f"pixels {list(s.x.shape)}: this model takes {wanted}")
+        if s.x.ndim != 4 or s.x.shape[1] != self.channels or not s.x.numel():
+            raise ValueError(f"pixels {list(s.x.shape)}: this model takes pictures of {self.channels} channels, [B, {self.channels}, H, W]")
         x, levels = s.x, None if s.real is None else halvings(s.real)
         for unit in self.units:
-            x = relu(unit(x, levels))
+            x = unit(x, levels)
         real = None if levels is None else levels[x.shape[-2:]].flatten(1)
         return s.having(x=self.proj(x.flatten(2).mT), real=real, grid=tuple(x.shape[-2:]))
 

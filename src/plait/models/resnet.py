@@ -7,72 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plait.core import init
-from plait.core.norms import LayerNorm
+from plait.core.convolution import Conv, FrozenBatchNorm, Levels, Unit, halvings
 from plait.core.stream import Stream
 from plait.weights.rules import Entry, Keys, drop, fixed, group, key, read_keys, rule, write_keys
 
 EXPANSION = 4  # of a bottleneck: its 3x3 convolution has a fourth of the channels (table 1)
-Levels = dict[torch.Size, Tensor]  # of each size of map (h, w): which of its places are real, [B, 1, h, w] bool
-
-
-class FrozenBatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015) with statistics, gain and bias that are stored and never learn: one scale, one shift."""
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, d: int, eps: float = 1e-5):
-        super().__init__()
-        self.eps = eps
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            self.register_buffer(name, torch.empty(d))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        for name, start in (("weight", init.ones_), ("bias", init.zeros_), ("running_mean", init.zeros_), ("running_var", init.ones_)):
-            start(getattr(self, name))
-
-    def forward(self, x: Tensor, levels: Levels | None = None) -> Tensor:
-        """[B, C, H, W]; padding is treated as pixels are, as the released models were trained."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
-        return torch.addcmul(shift[:, None, None], x, scale[:, None, None])
-
-
-class ChannelNorm(LayerNorm):
-    """LayerNorm over the channels of each place: for learning from small batches, where a batch's statistics are noise.
-
-    Padding is put back to zero, which is what convolutions see beyond a border: a padded picture gives what it gives alone.
-    """
-
-    def forward(self, x: Tensor, levels: Levels | None = None) -> Tensor:
-        """[B, C, H, W]"""
-        y = super().forward(x.movedim(1, -1)).movedim(-1, 1)
-        return y if levels is None else y * levels[y.shape[-2:]]
-
-
-class Conv(nn.Conv2d):
-    """A convolution without bias that keeps the size, but for its stride; weights drawn as He et al. (2015) do."""
-
-    def __init__(self, d_in: int, d_out: int, size: int, stride: int = 1, dilation: int = 1):
-        super().__init__(d_in, d_out, size, stride, size // 2 * dilation, dilation, bias=False)
-
-    def reset_parameters(self) -> None:
-        init.normal_(self.weight, std=(2 / (self.out_channels * self.weight[0, 0].numel())) ** 0.5)
-
-
-class Unit(nn.Module):
-    """norm(conv(x)), [B, C, H, W] -> [B, C', H / stride, W / stride]"""
-
-    def __init__(self, conv: Conv, norm: Callable[[int], nn.Module]):
-        super().__init__()
-        self.conv, self.norm = conv, norm(conv.out_channels)
-
-    def forward(self, x: Tensor, levels: Levels | None) -> Tensor:
-        return self.norm(self.conv(x), levels)
 
 
 class Residual(nn.Module):
@@ -83,11 +22,11 @@ class Residual(nn.Module):
         self.units, self.shortcut = nn.ModuleList(units), shortcut
 
     def forward(self, x: Tensor, levels: Levels | None) -> Tensor:
-        y, last = x, len(self.units) - 1
-        for i, unit in enumerate(self.units):
+        *units, last = self.units
+        y = x
+        for unit in units:
             y = unit(y, levels)
-            y = y if i == last else F.relu(y)
-        return F.relu(y + (x if self.shortcut is None else self.shortcut(x, levels)))
+        return last(y, levels, x if self.shortcut is None else self.shortcut(x, levels, activated=False))
 
 
 class ResNet(nn.Module):
@@ -140,7 +79,7 @@ class ResNet(nn.Module):
         if s.x.ndim != 4 or s.x.shape[1] != 3 or not s.x.numel():
             raise ValueError(f"pixels {list(s.x.shape)}: this model takes pictures of three channels, [B, 3, H, W]")
         levels = None if s.real is None or self.norm is FrozenBatchNorm else halvings(s.real)
-        x = F.relu(self.stem(s.x.contiguous(memory_format=torch.channels_last), levels))
+        x = self.stem(s.x.contiguous(memory_format=torch.channels_last), levels)
         x = F.max_pool2d(x, 3, 2, 1)
         for stage in self.stages:
             for block in stage:  # type: ignore[union-attr]
@@ -150,15 +89,6 @@ class ResNet(nn.Module):
             size = x.shape[-2:]
             real = F.interpolate(s.real[:, None].float(), size=size).bool() if levels is None else levels[size]
         return s.having(x=x.flatten(2).mT, real=real if real is None else real.flatten(1), grid=tuple(x.shape[-2:]))
-
-
-def halvings(real: Tensor) -> Levels:
-    """The mask [B, H, W] of a picture for its maps of every size: the place of a map is real where the pixel in its middle is."""
-    found = {}
-    while real.shape[1:] not in found:
-        found[real.shape[1:]] = real[:, None]
-        real = real[:, ::2, ::2]
-    return found
 
 
 NORM = "{x:weight|bias|running_mean|running_var}"

@@ -16,7 +16,7 @@ enum { ABOVE = 0 };
 /* Rows of x as the sums below want them. */
 typedef struct {
   int8_t *rounded; /* [rows, width], x / scale; absent where x stays as it is */
-  float *exact;    /* [rows, width], x itself, zeros after its end */
+  float *exact;    /* [rows, width], x itself, zeros after its end; not looked at where x is rounded */
   float *scale;    /* [rows, groups] */
   float *sum;      /* [rows, groups], of x as it is multiplied */
   int32_t *total;  /* [rows, groups], of `rounded` */
@@ -166,43 +166,71 @@ INLINE void narrow(const v8i *whole, int8_t *to) {
 #endif
 }
 
-/* One row of x: padded, and where it is rounded, group by group to 127 steps either way. */
+/* The largest of eight whole numbers, and their sum. */
+INLINE int32_t most8(v8i v) {
+#ifdef __AVX2__
+  __m128i a = _mm_max_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+  a = _mm_max_epi32(a, _mm_shuffle_epi32(a, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(a, _mm_shuffle_epi32(a, 0xb1)));
+#else
+  int32_t most = v[0];
+  for (int r = 1; r < LANES; r++) most = v[r] > most ? v[r] : most;
+  return most;
+#endif
+}
+
+INLINE int32_t added8(v8i v) {
+#ifdef __AVX2__
+  __m128i a = _mm_add_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+  a = _mm_add_epi32(a, _mm_shuffle_epi32(a, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(a, _mm_shuffle_epi32(a, 0xb1)));
+#else
+  int32_t sum = 0;
+  for (int r = 0; r < LANES; r++) sum += v[r];
+  return sum;
+#endif
+}
+
+/* Group j of x in 127 steps either way of its largest value. */
+INLINE void round_group(Rows *x, int64_t j, const v8f *v) {
+  v8i largest = {0}, total = {0}, whole[4]; /* as whole numbers, the bits of what is not negative have the order of the floats, NaN last */
+  for (int k = 0; k < 4; k++) {
+    v8i bits = (v8i)v[k] & 0x7fffffff, more = bits > largest;
+    largest = (bits & more) | (largest & ~more);
+  }
+  int32_t most = most8(largest);
+  float scale;
+  memcpy(&scale, &most, 4);
+  int sound = most < 0x7f800000; /* neither infinite nor NaN */
+  scale = sound ? scale / 127 : NAN;
+  float by = sound && scale > 0 ? scale : INFINITY;
+  for (int k = 0; k < 4; k++) {
+    const float nearest = 12582912; /* 1.5 * 2^23: adding it rounds to a whole number, halves to the even one */
+    v8f steps = sound ? v[k] / by + nearest - nearest : (v8f){0};
+    whole[k] = __builtin_convertvector(steps, v8i);
+    total += whole[k];
+  }
+  narrow(whole, x->rounded + j * GROUP);
+  x->total[j] = added8(total);
+  x->scale[j] = scale;
+  x->sum[j] = scale * (float)x->total[j];
+}
+
+/* One row of x, counted up with zeros: rounded, or copied. */
 static void prepare(Rows *x, int64_t row, const float *from, int64_t d_in) {
-  float *exact = x->exact + row * x->groups * GROUP;
-  memcpy(exact, from, d_in * sizeof(float));
-  memset(exact + d_in, 0, (x->groups * GROUP - d_in) * sizeof(float));
-  for (int64_t j = row * x->groups; j < (row + 1) * x->groups; j++, exact += GROUP) {
-    v8f v[4], sum = {0};
-    for (int k = 0; k < 4; k++) {
-      memcpy(&v[k], exact + k * LANES, sizeof *v);
-      sum += v[k];
+  for (int64_t g = 0; g < x->groups; g++) {
+    int64_t j = row * x->groups + g, there = d_in - g * GROUP < GROUP ? d_in - g * GROUP : GROUP;
+    float end[GROUP] = {0}, *to = x->rounded ? end : x->exact + j * GROUP;
+    const float *values = from + g * GROUP;
+    if (!x->rounded || there < GROUP) {
+      memcpy(to, values, there * sizeof(float));
+      memset(to + there, 0, (GROUP - there) * sizeof(float));
+      values = to;
     }
-    x->sum[j] = across(sum);
-    if (!x->rounded) continue;
-    v8i largest = {0}, total = {0}; /* as whole numbers, the bits of what is not negative have the order of the floats, NaN last */
-    for (int k = 0; k < 4; k++) {
-      v8i bits = (v8i)v[k] & 0x7fffffff, more = bits > largest;
-      largest = (bits & more) | (largest & ~more);
-    }
-    int32_t most = 0;
-    for (int r = 0; r < LANES; r++) most = largest[r] > most ? largest[r] : most;
-    float scale;
-    memcpy(&scale, &most, 4);
-    int sound = most < 0x7f800000; /* neither infinite nor NaN */
-    scale = sound ? scale / 127 : NAN;
-    v8i whole[4];
-    float by = sound && scale > 0 ? scale : INFINITY;
-    for (int k = 0; k < 4; k++) {
-      const float nearest = 12582912; /* 1.5 * 2^23: adding it rounds to a whole number, halves to the even one */
-      v8f steps = sound ? v[k] / by + nearest - nearest : (v8f){0};
-      whole[k] = __builtin_convertvector(steps, v8i);
-      total += whole[k];
-    }
-    narrow(whole, x->rounded + j * GROUP);
-    x->total[j] = 0;
-    for (int r = 0; r < LANES; r++) x->total[j] += total[r];
-    x->scale[j] = scale;
-    x->sum[j] = scale * (float)x->total[j];
+    v8f v[4];
+    memcpy(v, values, sizeof v);
+    if (x->rounded) round_group(x, j, v);
+    else x->sum[j] = across(v[0] + v[1] + v[2] + v[3]);
   }
 }
 

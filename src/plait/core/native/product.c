@@ -1,5 +1,5 @@
-/* y = x Wᵀ + b, weights read once a few rows of x. */
-#include "matrix.h"
+/* y = x Wᵀ + b: weights are read once a few rows of x, or once for many. */
+#include "panels.h"
 
 /* x [rows, d_in], y [rows, d_out]; the other pointers as in `Matrix`. Codes multiply x rounded where `rounded`. Returns 0, or 1 where
    memory is missing. */
@@ -8,21 +8,35 @@ int plait_product(const void *weight, const uint16_t *scales, const uint16_t *le
   Matrix w = {weight, scales, least, bias, d_in, d_out, bits};
   Rows x = {.groups = (d_in + GROUP - 1) / GROUP};
   int64_t count = rows * x.groups, blocks = (d_out + LANES - 1) / LANES;
-  char *room = bits == 32 ? NULL : malloc(count * (GROUP * (sizeof(float) + 1) + 3 * sizeof(float)) + 1);
+  int64_t values = rounded ? 1 : sizeof(float); /* bytes of a value of x as it is kept */
+  char *room = bits == 32 ? NULL : malloc(count * (GROUP * values + 3 * sizeof(float)) + 1);
   if (bits != 32) {
     if (!room) return 1;
-    x.exact = (float *)room;
-    x.scale = x.exact + count * GROUP;
+    x.scale = (float *)room;
     x.sum = x.scale + count;
     x.total = (int32_t *)(x.sum + count);
     x.rounded = rounded ? (int8_t *)(x.total + count) : NULL;
+    x.exact = rounded ? NULL : (float *)(x.total + count);
   }
+  int missing = 0;
 #pragma omp parallel num_threads(threads) if (blocks * count > 4096)
   {
     if (bits != 32) {
 #pragma omp for schedule(static)
       for (int64_t row = 0; row < rows; row++) prepare(&x, row, from + row * d_in, d_in);
     }
+#ifdef PLAIT_PANELS
+    if (bits != 32 && rounded && rows >= FULL) {
+      Panel p = {aligned_alloc(64, panel_bytes(x.groups))};
+      p.scale = (float *)(p.codes + x.groups * PANEL * GROUP);
+      p.least = bits == 4 ? p.scale + x.groups * PANEL : NULL;
+      if (!p.codes) missing = 1;
+#pragma omp for schedule(dynamic)
+      for (int64_t panel = 0; panel < (d_out + PANEL - 1) / PANEL; panel++)
+        if (p.codes) panel_product(&p, &w, &x, panel, rows, y);
+      free(p.codes);
+    } else
+#endif
     for (int64_t begin = 0; begin < rows; begin += NEAR) { /* rows of x that stay in the first cache while W goes by */
       int64_t end = rows - begin < NEAR ? rows : begin + NEAR;
 #pragma omp for schedule(static) nowait
@@ -37,5 +51,5 @@ int plait_product(const void *weight, const uint16_t *scales, const uint16_t *le
     }
   }
   free(room);
-  return 0;
+  return missing;
 }

@@ -29,6 +29,7 @@ INLINE v8f load8(const float *p) { v8f v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store8(float *p, v8f v) { memcpy(p, &v, sizeof v); }
 INLINE wide load_wide(const float *p) { wide v; memcpy(&v, p, sizeof v); return v; }
 INLINE v8f all8(float a) { return (v8f){a, a, a, a, a, a, a, a}; }
+INLINE v8i all8i(uint32_t a) { int32_t b = (int32_t)a; return (v8i){b, b, b, b, b, b, b, b}; }
 INLINE v8f either(v8i test, v8f yes, v8f no) { return (v8f)(((v8i)yes & test) | ((v8i)no & ~test)); }
 
 INLINE float across(v8f v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }

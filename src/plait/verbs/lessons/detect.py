@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from plait.verbs.lessons.rows import rounded, trained_by
 from plait.verbs.lessons.seeing import Reader, Seeing, begin, in_order, picture_lesson, sides_of, sides_to_score
 from plait.verbs.train import Train
 
+USUAL = "modern-detector-small"  # from scratch: smaller ones find little, and larger ones are for more than a CPU's hour
 SIDE = 224  # pixels of the shorter side from scratch, where --size does not say
 BATCH = 4  # pictures, from scratch
 LONG = 1333 / 800  # how much longer the longer one may be (Carion et al. 2020, section 4)
@@ -48,8 +50,8 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
     names = tuple(saved["answers"]["id2label"].values()) if saved else tuple(classes_of(rows.train))
     side = verb.size or SIDE
     prepare = Preparation(size=Shortest(side, round(side * LONG)), processor="DetrImageProcessor")
-    want = Seeing(("encoder", "decoder"), "pixels", "detr", {"labels": len(names)}, prepare, side, len(rows.train), BATCH)
-    start = begin(verb, saved, want, say)
+    want = Seeing(("encoder", "decoder"), "pixels", "modern-detector", {"labels": len(names)}, prepare, side, len(rows.train), BATCH)
+    start = begin(verb if verb.preset or verb.model else replace(verb, preset=USUAL), saved, want, say)
     n_queries = start.choice.config.get("n_queries", 100)
     most = max(len(row.labels) for row in (*rows.train, *rows.valid))
     if most > n_queries:

@@ -64,7 +64,7 @@ def usual_recipe(arch: str, config: Mapping[str, Any], released: bool = False) -
         return paper(config["d_model"])
     if arch == "modern-decoder":
         return LANGUAGE
-    if arch == "detr":
+    if arch in ("detr", "modern-detector"):
         return DETECTOR
     return MODERN if arch.startswith("modern") else SCRATCH
 
@@ -115,7 +115,8 @@ def choose(
         epochs = verb.epochs or (verb.steps or 0) * (verb.batch_tokens or sizing.STEP_TOKENS) / tokens
     batch_tokens = verb.batch_tokens or (sizing.STEP_TOKENS if verb.steps else sizing.batch_tokens(tokens, epochs))
     arch, config = presets[name]
-    dropout, smoothing = sizing.regularisation(epochs) if arch.startswith("modern") else (config.get("dropout", 0.1), 0.1)
+    says_nothing = arch.startswith("modern") and "dropout" not in config
+    dropout, smoothing = sizing.regularisation(epochs) if says_nothing else (config.get("dropout", 0.1), 0.1)
     dropout = dropout if verb.dropout is None else verb.dropout
     smoothing = smoothing if verb.smoothing is None else verb.smoothing
     speed = f" at {flops / 1e9:.0f} GFLOP/s" if seconds else ""

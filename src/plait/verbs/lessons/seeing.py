@@ -120,7 +120,7 @@ def patch_of(side: int) -> int:
 
 
 def whole_patches(settings: Mapping[str, Any], side: int) -> None:
-    if side % (patch := settings.get("patch", 1)):
+    if "image_size" in settings and side % (patch := settings.get("patch", 1)):
         near = " or ".join(str(n) for n in (side // patch * patch, (side // patch + 1) * patch) if n)
         raise InputError(f"--size {side}: the model cuts pictures into squares of {patch} pixels, which must fill them: choose {near}")
 
