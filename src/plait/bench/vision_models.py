@@ -144,7 +144,7 @@ class Timm(Contestant):
 
         without_torchvision()
         torch.manual_seed(0)
-        self.net = need("timm").create_model("vit_base_patch16_224").eval()
+        self.net = need("timm").create_model("vit_base_patch16_224", img_size=self.pixels.shape[-1]).eval()
 
     def answers(self) -> list[np.ndarray]:
         import torch
@@ -153,18 +153,42 @@ class Timm(Contestant):
             return [self.net(torch.from_numpy(self.pixels)).numpy()]
 
 
+class Nothing(type):
+    """A class with whatever attribute is asked for, each its own name."""
+
+    def __getattr__(cls, name: str) -> str:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return name
+
+
+class Empty(ModuleType):
+    """A module whose every name is a class of nothing."""
+
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Nothing(name, (), {})
+
+
 def without_torchvision() -> None:
-    """Where that is not installed, modules of its names whose every name is an empty class: a ViT of timm asks for them, and uses none."""
+    """Where that is not installed, empty modules of its names: a ViT of timm asks for them, and uses none."""
     from importlib.util import find_spec
 
-    class Empty(ModuleType):
-        __path__: list[str] = []
-
-        def __getattr__(self, name: str) -> type:
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return type(name, (), {})
-
     if find_spec("torchvision") is None:
-        inner = ("ops", "ops.misc", "transforms", "transforms.functional", "datasets", "models", "models.feature_extraction")
-        sys.modules.update({name: Empty(name) for name in ("torchvision", *(f"torchvision.{one}" for one in inner))})
+        for name in (
+            "",
+            ".ops",
+            ".ops.misc",
+            ".transforms",
+            ".transforms.functional",
+            ".datasets",
+            ".models",
+            ".models.feature_extraction",
+        ):
+            made = sys.modules[f"torchvision{name}"] = Empty(f"torchvision{name}")
+            above, _, last = made.__name__.rpartition(".")
+            if above:
+                setattr(sys.modules[above], last, made)

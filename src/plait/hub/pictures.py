@@ -37,6 +37,8 @@ class PictureModel(Ready):
     A model of clips takes videos: a file's name, a folder of frames, or np.uint8 [T, H, W, 3].
     """
 
+    few_rows = 256  # entries of a picture
+
     @property
     def clips(self) -> bool:
         return self.net.takes(self.net.towers[0]) == "clips"

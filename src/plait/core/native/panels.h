@@ -10,11 +10,19 @@ enum { PANEL = 32, DEEP = 6, FULL = 24 }; /* rows of W; rows of x whose sums sta
 typedef float v16f __attribute__((vector_size(64)));
 typedef int32_t v16i __attribute__((vector_size(64)));
 
+enum { SECOND = 400000 }; /* bytes of x that stay in the second cache while all of W goes by */
+
 typedef struct {
   uint8_t *codes; /* [groups, 8, 32, 4], unsigned */
   float *scale;   /* [groups, 32] */
   float *least;   /* the same, or NULL */
 } Panel;
+
+/* How many rows of x. */
+static int64_t chunk_rows(int64_t groups) {
+  int64_t tiles = SECOND / (groups * (GROUP + 3 * (int64_t)sizeof(float)) * DEEP);
+  return (tiles < 8 ? 8 : tiles) * DEEP;
+}
 
 static int64_t panel_bytes(int64_t groups) { return groups * PANEL * (GROUP + 2 * sizeof(float)); }
 
@@ -90,14 +98,14 @@ INLINE void panel_tile(const int m, const int bits, const Panel *p, const Rows *
 PANEL_TILES(panel_tiles8, 8)
 PANEL_TILES(panel_tiles4, 4)
 
-/* Rows of W from 32 * `panel` on, times all rows of x, into y [rows, d_out]. */
-static void panel_product(Panel *p, const Matrix *w, const Rows *x, int64_t panel, int64_t rows, float *y) {
+/* Rows of W from 32 * `panel` on, times the rows of x from `begin` to `end`, into y [rows, d_out]. */
+static void panel_product(Panel *p, const Matrix *w, const Rows *x, int64_t panel, int64_t begin, int64_t end, float *y) {
   int64_t first = panel * PANEL, many = w->d_out - first < PANEL ? w->d_out - first : PANEL;
   float add[PANEL] = {0};
   fill(p, w, x->groups, first / LANES, (w->d_out + LANES - 1) / LANES);
   if (w->bias) memcpy(add, w->bias + first, many * sizeof(float));
-  for (int64_t at = 0; at < rows; at += DEEP) {
-    int m = rows - at < DEEP ? (int)(rows - at) : DEEP;
+  for (int64_t at = begin; at < end; at += DEEP) {
+    int m = end - at < DEEP ? (int)(end - at) : DEEP;
     v16f out[DEEP][2];
     (w->bits == 8 ? panel_tiles8 : panel_tiles4)(m, p, x, at, out);
     for (int i = 0; i < m; i++) {

@@ -31,9 +31,12 @@ int plait_product(const void *weight, const uint16_t *scales, const uint16_t *le
       p.scale = (float *)(p.codes + x.groups * PANEL * GROUP);
       p.least = bits == 4 ? p.scale + x.groups * PANEL : NULL;
       if (!p.codes) missing = 1;
-#pragma omp for schedule(dynamic)
-      for (int64_t panel = 0; panel < (d_out + PANEL - 1) / PANEL; panel++)
-        if (p.codes) panel_product(&p, &w, &x, panel, rows, y);
+      for (int64_t begin = 0, many = chunk_rows(x.groups); begin < rows; begin += many) {
+        int64_t end = rows - begin < many ? rows : begin + many;
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t panel = 0; panel < (d_out + PANEL - 1) / PANEL; panel++)
+          if (p.codes) panel_product(&p, &w, &x, panel, begin, end, y);
+      }
       free(p.codes);
     } else
 #endif
