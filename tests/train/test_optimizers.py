@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from plait.models import build
 from plait.train.optimizers import Adam, Muon, Together, inner_matrices, layer_shares, orthogonalised, others
-from plait.train.recipes import Recipe
+from plait.train.recipes import Recipe, small
 
 
 def params(seed=0, dtype=torch.float64, **shapes):
@@ -186,3 +186,17 @@ def test_every_parameter_has_one_optimizer(arch):
     assert {id(p) for p in (*inner.values(), *rest.values())} == {id(p) for p in net.parameters()}
     assert len(inner) == 2 * (4 + 2) + 2 * (8 + 2)  # of each encoder layer q k v o up down, of each decoder layer twice q k v o
     assert not any("embed" in name or "heads" in name for name in inner)
+
+
+@pytest.mark.parametrize(("method", "rate", "of_heads"), [("prefix", 100e-4, 20e-4), ("lora", 30e-4, 20e-4), ("head", 20e-4, 20e-4)])
+def test_a_head_beside_a_small_part_learns_at_its_own_rate(method, rate, of_heads):
+    """Adam's first step is the rate times the sign of the gradient; d_model 384 is tuned at 1e-4 (`recipes.tuning`)."""
+    net = nn.Module()
+    net.heads, net.tunings = nn.ModuleDict({"classify": nn.Linear(3, 2)}), nn.ModuleDict({"mine": nn.Linear(3, 2)})
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    small(method, 384).optimizer(net).step(1.0)
+    for name, p in net.named_parameters():
+        wanted = of_heads if name.startswith("heads.") else rate
+        assert_close(before[name] - p.detach(), torch.full_like(p, wanted), rtol=1e-3, atol=1e-7)

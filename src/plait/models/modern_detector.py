@@ -117,8 +117,12 @@ def build(c: Config) -> Model:
         norm(),
     )
     anchors = Anchors(c.n_queries, d, sines)
-    steps = dict(self_attn=normed(Attention, add_pos=True), cross_attn=normed(CrossAttention, add_pos=True), ffn=ffn)
-    decoder = Tower(Embed(queries=anchors, dropout=Dropped(c.dropout)), body(c.n_decoder_layers, norm, residual, **steps), norm())
+    attn, cross_attn = normed(Attention, add_pos=True), normed(CrossAttention, add_pos=True)
+    decoder = Tower(
+        Embed(queries=anchors, dropout=Dropped(c.dropout)),
+        body(c.n_decoder_layers, norm, residual, self_attn=attn, cross_attn=cross_attn, ffn=ffn),
+        norm(),
+    )
     heads: dict[str, nn.Module] = {"detect": Anchored(d, c.labels, anchors)} if c.head == "detect" else {}
     return Model(heads, near, encoder=encoder, decoder=decoder)
 

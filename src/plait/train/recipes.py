@@ -26,7 +26,8 @@ class Recipe:
     """`rate` is Muon's where there is Muon, and then `adam_rate` that of embeddings, norms and head. `betas` and `eps` are Adam's.
 
     `warmup` is a number of steps, below 1 a share of the budget; `hold` the share of it up to which a straight schedule stays level.
-    `decay` is of matrices and tables alone; `layer_decay` is what a layer's rate is of the rate of the one above it.
+    `decay` is of matrices and tables alone; `layer_decay` is what a layer's rate is of the rate of the one above it, `heads`
+    what that of heads is of all others'.
     """
 
     kind: str
@@ -40,10 +41,12 @@ class Recipe:
     layer_decay: float = 1.0
     momentum: float = 0.95
     hold: float = 0.0
+    heads: float = 1.0
 
     def optimizer(self, net: nn.Module) -> Together:
         named = learning(net)
         shares = layer_shares(named, self.layer_decay)
+        shares |= {name: share * self.heads for name, share in shares.items() if name.startswith("heads.")}
         if self.kind == "adam":
             return Together(adam=Adam(named, self.rate, self.betas, self.eps, self.decay, shares))
         inner = inner_matrices(net)
@@ -93,7 +96,8 @@ def small(method: str, d_model: int) -> Recipe:
     """For the small part of a model that a method of `plait.tune` trains."""
     whole = tuning(d_model)
     rate = whole.rate * SMALL[method]
-    return replace(whole, rate=rate, adam_rate=rate, decay=0.0)
+    # A new classifier beside a prefix has ordinary weights, for which the prefix's rate is far too high.
+    return replace(whole, rate=rate, adam_rate=rate, decay=0.0, heads=min(1.0, SMALL["head"] / SMALL[method]))
 
 
 def recipe_for(wishes: Wishes, usual: Recipe, d_model: int) -> Recipe:
