@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from plait.core.convolution import OPS, ChannelNorm, Conv, Folded, FrozenBatchNorm, Unit
+from plait.core.convolution import FUSES, ChannelNorm, Conv, Folded, FrozenBatchNorm, Unit
 
-pytestmark = pytest.mark.skipif(not hasattr(OPS, "_convolution_pointwise"), reason="this torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not FUSES, reason="this torch has no oneDNN")
 
 
 def unit(d_in: int = 6, d_out: int = 10, size: int = 3, stride: int = 1, dilation: int = 1) -> Unit:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from plait.core import init
 from plait.core.norms import LayerNorm
 
+OPS: Any = torch.ops.mkldnn
+FUSES = torch.backends.mkldnn.is_available() and hasattr(OPS, "_convolution_pointwise") and hasattr(OPS, "_reorder_convolution_weight")
 Levels = dict[torch.Size, Tensor]  # of each size of map (h, w): which of its places are real, [B, 1, h, w] bool
 
 
@@ -108,20 +110,16 @@ class Folded:
     @staticmethod
     def possible(unit: Unit, x: Tensor) -> bool:
         """Whether nobody learns from the unit, watches it or traces it, and its numbers are as oneDNN takes them."""
-        if torch.is_grad_enabled() or type(unit.norm) is not FrozenBatchNorm or type(unit.conv) is not Conv or type(x) is not Tensor:
+        learning = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
+        known = type(unit.norm) is FrozenBatchNorm and type(unit.conv) is Conv
+        if learning or traced or not known or not FUSES or not x.numel():
             return False
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
-            return False
-        if (
-            x.device.type != "cpu"
-            or not x.numel()
-            or not torch.backends.mkldnn.is_available()
-            or not hasattr(OPS, "_convolution_pointwise_")
-        ):
-            return False
+        parts = Folded.parts(unit)
         watched = any(part._forward_hooks or part._forward_pre_hooks for part in (unit.conv, unit.norm))
-        here = all(part.dtype == torch.float32 and part.device == x.device and not part.is_inference() for part in Folded.parts(unit))
-        return not watched and here and x.dtype == torch.float32
+        if watched or any(part.is_inference() for part in parts):
+            return False
+        return all(part.dtype == torch.float32 and part.device.type == "cpu" for part in (x, *parts))
 
     def __call__(self, x: Tensor, beside: Tensor | None, activated: bool) -> Tensor:
         after = "relu" if activated else "none"
@@ -135,9 +133,6 @@ class Folded:
 
     def __reduce__(self) -> tuple:
         return type(None), ()
-
-
-OPS: Any = torch.ops.mkldnn
 
 
 def halvings(real: Tensor) -> Levels:
