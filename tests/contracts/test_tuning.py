@@ -33,7 +33,7 @@ BEGIN_AS_NOTHING = {
     "dora": LoRA(rank=2, targets=("*_proj",), magnitude=True),
     "ia3": IA3(),
     "houlsby": Adapter(width=3, activation="gelu"),
-    "pfeiffer": Adapter(width=3, placement="pfeiffer", activation="gelu"),
+    "pfeiffer": Adapter(width=5, placement="pfeiffer", activation="gelu"),  # with 3 all of one layer of BART's are drawn where GELU is 0
     "bitfit": BitFit(),
 }
 OTHERS = {"prefix": Prefix(length=3), "network": Prefix(length=2, hidden=5), "prompt": Prompt(length=3), "head": HeadOnly()}
