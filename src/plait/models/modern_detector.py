@@ -34,7 +34,7 @@ SIZE = 0.15  # of the picture's sides: the box that a query answers before it ha
 
 @dataclass(frozen=True)
 class Config:
-    """The encoder reads pixels in multiples of `patch`, the decoder the numbers of queries, 0 to n_queries - 1.
+    """The encoder reads pixels of any size, an entry for each `patch` of them, the decoder the numbers of queries, 0 to n_queries - 1.
 
     Of the sines of places, the quickest goes round `turns` times over the picture, the slowest `base` times slower; content has a
     standard deviation of 1, so `amplitude` says how much places weigh beside it.
@@ -78,9 +78,9 @@ class Anchors(nn.Module):
     def reset_parameters(self) -> None:
         init.normal_(self.weight)
         if not self.place.is_meta:
-            rows = math.isqrt(len(self.place) - 1) + 1
+            columns = math.isqrt(len(self.place) - 1) + 1
             number = torch.arange(len(self.place))
-            at = torch.stack([(number // rows + 0.5) / math.ceil(len(self.place) / rows), (number % rows + 0.5) / rows], -1)
+            at = torch.stack([(number // columns + 0.5) / math.ceil(len(self.place) / columns), (number % columns + 0.5) / columns], -1)
             with torch.no_grad():
                 self.place.copy_(at.logit())
 
