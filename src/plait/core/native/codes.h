@@ -166,30 +166,26 @@ INLINE void narrow(const v8i *whole, int8_t *to) {
 #endif
 }
 
-/* The largest of eight whole numbers, and their sum. */
-INLINE int32_t most8(v8i v) {
+/* One number of eight, halves with halves: the largest, or the sum. BOTH and TWO put two vectors, or two numbers, together. */
 #ifdef __AVX2__
-  __m128i a = _mm_max_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
-  a = _mm_max_epi32(a, _mm_shuffle_epi32(a, 0x4e));
-  return _mm_cvtsi128_si32(_mm_max_epi32(a, _mm_shuffle_epi32(a, 0xb1)));
+#define ACROSS8(NAME, BOTH, TWO)                                                                              \
+  INLINE int32_t NAME(v8i v) {                                                                                \
+    __m128i a = BOTH(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));            \
+    a = BOTH(a, _mm_shuffle_epi32(a, 0x4e));                                                                  \
+    return _mm_cvtsi128_si32(BOTH(a, _mm_shuffle_epi32(a, 0xb1)));                                            \
+  }
 #else
-  int32_t most = v[0];
-  for (int r = 1; r < LANES; r++) most = v[r] > most ? v[r] : most;
-  return most;
+#define ACROSS8(NAME, BOTH, TWO)                                  \
+  INLINE int32_t NAME(v8i v) {                                    \
+    int32_t found = v[0];                                         \
+    for (int r = 1; r < LANES; r++) found = TWO(found, v[r]);     \
+    return found;                                                 \
+  }
 #endif
-}
-
-INLINE int32_t added8(v8i v) {
-#ifdef __AVX2__
-  __m128i a = _mm_add_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
-  a = _mm_add_epi32(a, _mm_shuffle_epi32(a, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(a, _mm_shuffle_epi32(a, 0xb1)));
-#else
-  int32_t sum = 0;
-  for (int r = 0; r < LANES; r++) sum += v[r];
-  return sum;
-#endif
-}
+#define LARGER(a, b) ((a) > (b) ? (a) : (b))
+#define SUM(a, b) ((a) + (b))
+ACROSS8(most8, _mm_max_epi32, LARGER)
+ACROSS8(added8, _mm_add_epi32, SUM)
 
 /* Group j of x in 127 steps either way of its largest value. */
 INLINE void round_group(Rows *x, int64_t j, const v8f *v) {
