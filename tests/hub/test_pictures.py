@@ -96,6 +96,25 @@ def test_objects_of_a_released_detector(detr, pictures):
     assert model(pictures[0], threshold=middle) == [one for one in best if one.score >= middle]
 
 
+def test_boxes_on_a_jpeg_that_is_read_smaller_are_in_pixels_of_its_file(detr, tmp_path, monkeypatch):
+    coarse = Image.fromarray(np.random.default_rng(1).integers(0, 256, (6, 8, 3), np.uint8)).resize((512, 384), 3)
+    coarse.save(tmp_path / "large.jpg", quality=95)
+    model = library.load(detr[1])
+    whole = model(tmp_path / "large.jpg", threshold=0.0)
+    monkeypatch.setattr("plait.media.pictures.PIXELS", 512 * 384 - 1)
+    assert model.read(tmp_path / "large.jpg").shape == (192, 256, 3)
+    reduced = model(tmp_path / "large.jpg", threshold=0.0)
+    by_score = [sorted(found, key=lambda one: (one.label, one.box[0])) for found in (whole, reduced)]
+    for a, b in zip(*by_score, strict=True):
+        assert a.label == b.label and a.box == pytest.approx(b.box, abs=3)
+    image = model.drawn(tmp_path / "large.jpg", reduced[:1])
+    (x0, y0, x1, y1), plain = reduced[0].box, model.drawn(tmp_path / "large.jpg", [])
+    changed = np.argwhere((image != plain).any(-1))  # lines of the box, and its name above or inside
+    assert image.shape == plain.shape
+    scale = image.shape[1] / 512
+    assert abs(changed[:, 1].min() - x0 * scale) < 4 and abs(changed[:, 0].max() - y1 * scale) < 4
+
+
 def test_labels_of_a_released_model_of_clips(tmp_path):
     config = transformers.TimesformerConfig(**SIZES, image_size=16, patch_size=4, num_frames=3, id2label=NAMES)
     net = drawn(transformers.TimesformerForVideoClassification(config))

@@ -48,6 +48,7 @@ def runs(tmp_path_factory):
         "vit": saved(base / "vit", "vit", "classify", VIT, 3, head="taught", distilled=True),
         "registers": saved(base / "registers", "dinov2", "classify", CUT, 3, registers=2),
         "modern": saved(base / "modern", "modern-vision", "classify", BORDER, 3),
+        "tubes": saved(base / "tubes", "modern-video", "classify", BORDER, 2),
         "detr": saved(base / "detr", "detr", "detect", DETR, 5),
         "clips": saved(
             base / "clips", "timesformer", "classify", {"image_processor_type": "VideoMAEImageProcessor", "size": 8, "crop_size": 8}, 2
@@ -219,6 +220,19 @@ def test_a_clip_is_a_sheet_of_frames(plait, runs, tmp_path):
     assert np.abs(weights_of(last) - seen.stacked("**.self_attn.pattern")[:, 2].numpy()).max() <= 1 / LEVELS
     times = seen.stacked("**.time_attn.pattern").mean(1).numpy()
     assert np.abs(weights_of(views["frames over frames"]) - times).max() <= 1 / LEVELS
+
+
+def test_entries_of_two_frames_lie_on_one_of_them(plait, runs, tmp_path):
+    clip = np.random.default_rng(3).integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
+    np.save(tmp_path / "clip.npy", clip)
+    views, _ = views_of(plait, runs["tubes"], tmp_path / "clip.npy", tmp_path)
+    picture, whole = page_of(tmp_path / "page.html")["picture"], next(iter(views.values()))
+    assert (picture["width"], picture["height"]) == (32, 16)  # the second frame and the fourth
+    assert whole["keys"][0] == "0:0,0" and whole["keys"][-1] == "1:1,1" and len(whole["keys"]) == 8
+    assert whole["on"]["k"]["places"][4] == [0.5, 0, 0.75, 0.5]
+    model = load(runs["tubes"])
+    seen, _ = recorded(model.net, encoder=model.batches([clip])[0][0])
+    assert np.abs(weights_of(whole) - seen.stacked("**.self_attn.pattern")[:, 0].numpy()).max() <= 1 / LEVELS
 
 
 def test_gradients_of_a_class_are_shares_of_all_patches(plait, runs, picture, tmp_path):

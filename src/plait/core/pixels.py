@@ -95,3 +95,24 @@ class GridPositions(nn.Module):
 
     def extra_repr(self) -> str:
         return f"grid={self.grid}, before={self.before}"
+
+
+class Times(nn.Module):
+    """Adds a learned vector for each frame to all its places; another number of frames takes the nearest frames' vectors."""
+
+    def __init__(self, frames: int, d_model: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(frames, d_model))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        # As large as what they are added to: without them no frame is before another, and small ones take long to grow.
+        init.normal_(self.weight, std=0.5)
+
+    def forward(self, s: Stream) -> Stream:
+        if s.grid is None or len(s.grid) != 3:
+            raise ValueError(f"{s.length} entries with the grid {s.grid}: expected one of frames, rows and columns")
+        n, *places = s.grid
+        table = self.weight if n == len(self.weight) else F.interpolate(self.weight.T[None], size=n, mode="nearest")[0].T
+        before = s.length - math.prod(s.grid)
+        return s.having(x=s.x + F.pad(table.repeat_interleave(math.prod(places), 0), (0, 0, before, 0)))

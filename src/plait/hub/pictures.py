@@ -65,13 +65,17 @@ class PictureModel(Ready):
 
         return read_picture(source)
 
+    def size(self, source: Any, picture: np.ndarray) -> tuple[int, ...]:
+        """Height and width that an answer's boxes are in: of the picture as it was read."""
+        return picture.shape[-3:-1]
+
     def batches(self, sources: Sequence[Any]) -> Iterator[tuple[Stream, torch.Tensor]]:
         """Streams of a few pictures each, in their order, and how large [B, 2] these were."""
         device = next(self.net.parameters()).device
         for start in range(0, len(sources), AT_ONCE):
             pictures = [self.read(source) for source in sources[start : start + AT_ONCE]]
             pixels, real = self.prepare.batch(pictures)
-            sizes = torch.tensor([picture.shape[-3:-1] for picture in pictures])
+            sizes = torch.tensor([self.size(source, picture) for source, picture in zip(sources[start:], pictures)])
             yield Stream(torch.from_numpy(pixels).to(device), real=None if real is None else torch.from_numpy(real).to(device)), sizes
 
     def logits(self, pixels: Any) -> Any:  # type: ignore[override]
@@ -165,7 +169,7 @@ class EmbedPictures(PictureModel):
 
 @dataclass(frozen=True)
 class Object:
-    """Something on a picture: `box` is x0, y0, x1, y1 in pixels of the picture as it was read."""
+    """Something on a picture: `box` is x0, y0, x1, y1 in pixels of the picture's file, the way up that viewers show it."""
 
     label: str
     score: float
@@ -180,6 +184,12 @@ class DetectPictures(PictureModel):
     def __init__(self, parts: Parts):
         super().__init__(parts)
         self.labels = labels_of(self.config)
+
+    def size(self, source: Any, picture: np.ndarray) -> tuple[int, ...]:
+        """Of the file: a very large JPEG is read at a part of its size."""
+        from plait.media.pictures import picture_size
+
+        return picture_size(source) if isinstance(source, str | Path | bytes) else picture.shape[:2]
 
     def detect(self, sources: Sequence[Any], threshold: float = LIKELY) -> list[list[Object]]:
         found = []
@@ -203,8 +213,10 @@ class DetectPictures(PictureModel):
         """np.uint8 [H, W, 3] with the objects' boxes on it."""
         from plait.media.boxes import drawn
 
-        boxes = np.array([one.box for one in found], np.float32).reshape(-1, 4)
-        return drawn(self.read(picture), boxes, [one.label for one in found], [one.score for one in found], self.labels)
+        read = self.read(picture)
+        shrunk = np.divide(read.shape[1::-1], self.size(picture, read)[::-1])
+        boxes = np.array([one.box for one in found], np.float32).reshape(-1, 4) * np.tile(shrunk, 2).astype(np.float32)
+        return drawn(read, boxes, [one.label for one in found], [one.score for one in found], self.labels)
 
     def rows(self, texts: Sequence[str], first: int = 1, threshold: float = LIKELY, draw: str | None = None) -> list[Row]:
         """(line, JSON) of each file, for the command line: a line an object; with `draw` pictures with boxes go into that folder."""

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plait.core import init
 from plait.core.attention import Attention
 from plait.core.blocks import body, each
 from plait.core.embeddings import Dropped, Embed
@@ -19,7 +18,7 @@ from plait.core.heads import Pooled
 from plait.core.linear import Linear
 from plait.core.model import Model, Tower
 from plait.core.norms import LayerNorm
-from plait.core.pixels import Before, GridPositions, Patches
+from plait.core.pixels import Before, GridPositions, Patches, Times
 from plait.core.residual import Pre
 from plait.core.stream import Call, Stream
 from plait.errors import InputError
@@ -125,26 +124,6 @@ class NearestPositions(GridPositions):
     def resized(self, height: int, width: int) -> Tensor:
         grid = self.weight[self.before :].T.unflatten(1, self.grid)[None]  # [1, D, H, W]
         return torch.cat([self.weight[: self.before], F.interpolate(grid, size=(height, width), mode="nearest")[0].flatten(1).T])
-
-
-class Times(nn.Module):
-    """Adds a learned vector for each frame to all its places; another number of frames takes the nearest frames' vectors."""
-
-    def __init__(self, frames: int, d_model: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(frames, d_model))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        # As large as what they are added to: without them no frame is before another, and small ones take long to grow.
-        init.normal_(self.weight, std=0.5)
-
-    def forward(self, s: Stream) -> Stream:
-        before, frames = apart(s.x, s)
-        table = self.weight
-        if (n := frames.shape[1]) != len(table):
-            table = F.interpolate(table.T[None], size=n, mode="nearest")[0].T
-        return s.having(x=torch.cat([before, (frames + table[:, None]).flatten(1, 2)], 1))
 
 
 def in_each_frame(s: Stream) -> Stream:

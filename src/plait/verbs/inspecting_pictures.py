@@ -14,6 +14,7 @@ from plait.errors import InputError
 from plait.hub.pictures import LIKELY, ClassifyPictures, PictureModel
 from plait.inspect.overlay import HINT, Entries
 from plait.inspect.page import About, Maps
+from plait.media.clips import evenly
 from plait.media.preparing import Preparation
 from plait.tasks.boxes import corners
 from plait.tasks.labels import classified
@@ -45,7 +46,7 @@ def subject_of(verb: "Inspect", model: PictureModel) -> Subject:
         streams = net(**given)
     before = before_of(net.get_submodule(encoder).embed)
     patches = patches_of(before, pixels, streams[encoder], model.prepare, picture)
-    made = Subject(net, given, {encoder: patches}, "", pictured=sheet(picture) if model.clips else picture, name="patch")
+    made = Subject(net, given, {encoder: patches}, "", pictured=sheet(picture, streams[encoder]) if model.clips else picture, name="patch")
     if model.clips:
         made.cut = lambda kind, weights, counts, s: frames(kind, weights, counts, s, patches)
     if "detect" in net.heads:
@@ -70,8 +71,10 @@ def subject_of(verb: "Inspect", model: PictureModel) -> Subject:
     return made
 
 
-def sheet(clip: np.ndarray) -> np.ndarray:
-    """Frames [T, H, W, 3] beside and below each other, row by row, as one picture."""
+def sheet(clip: np.ndarray, s: Stream) -> np.ndarray:
+    """Frames [T, H, W, 3] beside and below each other, row by row, as one picture; where entries are of several frames, one of these."""
+    assert s.grid is not None
+    clip = clip[evenly(len(clip), s.grid[0])]
     across = columns_of(len(clip))
     rows = [np.concatenate(list(clip[i : i + across]), 1) for i in range(0, len(clip), across)]
     rows[-1] = np.pad(rows[-1], ((0, 0), (0, rows[0].shape[1] - rows[-1].shape[1]), (0, 0)))

@@ -72,10 +72,10 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say, kind: str) -> Le
     for line in balance(rows.train, labels):  # type: ignore[arg-type]
         say(line)
     side = side_of(verb, rows.train, clips)
-    settings = {"head": "classify", "labels": len(labels.names)} | ({"frames": FRAMES} if clips else {})
-    usual, takes = ("timesformer", "clips") if clips else ("modern-vision", "pixels")
+    settings = {"head": "classify", "labels": len(labels.names)}
+    usual, takes = ("modern-video", "clips") if clips else ("modern-vision", "pixels")
     prepare = Preparation(size=Exactly(side, side))
-    start = begin(verb, saved, Seeing(("encoder",), takes, usual, settings, prepare, side, len(rows.train), BATCH), say)
+    start = begin(verb, saved, Seeing(("encoder",), takes, usual, settings, prepare, side, len(rows.train), BATCH, FRAMES if clips else None), say)
     # What is small is often a sign, and a sign's mirror image is another one.
     augment = start.augmentation(verb, "digits" if (start.side or 0) <= LIKE_DIGITS else "photographs")
     frames = start.choice.config.get("frames") if clips else None

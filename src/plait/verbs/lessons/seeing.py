@@ -37,7 +37,8 @@ PATCHES = ((64, 4), (128, 8))  # up to this side, patches of so many pixels; lar
 @dataclass(frozen=True)
 class Seeing:
     """What a task wants of its model: towers, what the first of them is given, the page to take where the user names none, settings of
-    its config; from scratch the preparation of pictures and the side they have then; and how many pictures there are."""
+    its config; from scratch the preparation of pictures and the side they have then, and the frames of clips; and how many pictures there
+    are."""
 
     towers: tuple[str, ...]
     takes: str
@@ -47,6 +48,12 @@ class Seeing:
     side: int
     pictures: int
     most: int | None = None  # pictures of a batch, where the user does not say: with few rows there are more steps
+    frames: int | None = None
+
+    @property
+    def patch(self) -> int:
+        """Pixels of a patch's side from scratch: of a clip, which has many of them, they are larger."""
+        return patch_of(self.side) * (2 if self.frames else 1)
 
 
 @dataclass
@@ -142,11 +149,11 @@ def from_scratch(verb: Train, want: Seeing, say: Say) -> Sight:
 
     def told(arch: str) -> dict[str, Any]:
         known = {f.name for f in fields(models.PAGES[arch].Config)}
-        wanted = {"image_size": want.side, "patch": patch_of(want.side), **want.settings}
+        wanted = {"image_size": want.side, "patch": want.patch, "frames": want.frames, **want.settings}
         return {name: value for name, value in wanted.items() if name in known}
 
     whole_patches(told(presets.get(verb.preset or "", (want.usual,))[0]), want.side)
-    entries = max(1, (want.side // patch_of(want.side)) ** 2) * want.settings.get("frames", 1)
+    entries = max(1, (want.side // want.patch) ** 2) * (want.frames or 1)
     choice = choose(verb, presets, want.usual, told, want.pictures * entries, say)
     say(f"pictures become {want.side} x {want.side} pixels")
     rows = max(1, choice.batch_tokens // entries)
@@ -169,9 +176,9 @@ def of_model(verb: Train, want: Seeing, say: Say) -> Sight:
         )
     arch, config = described(ready)
     known = {f.name for f in fields(models.PAGES[arch].Config)}
-    if missing := sorted(set(want.settings) - known - {"frames"}):
+    if missing := sorted(set(want.settings) - known):
         raise InputError(f"--model {verb.model}: the page {arch} has no {', '.join(missing)}, which {verb.task} needs")
-    wanted = {**config, **{name: value for name, value in want.settings.items() if name != "frames"}}
+    wanted = {**config, **want.settings}
     preparation = ready.parts.preparation or want.preparation
     if verb.size:
         preparation = at_side(preparation, verb.size)
