@@ -193,6 +193,7 @@ def test_statistics_do_not_depend_on_how_the_data_is_cut(net, ends, fed, seen):
     for name, whole in neurons(net, [fed], k=2).items():
         parts, hidden = own[name], seen[0][name]
         torch.testing.assert_close(whole.mean, hidden.mean((0, 1)))
-        assert torch.equal(whole.most, hidden.amax((0, 1))) and torch.equal(parts.top, whole.top)
+        assert torch.equal(whole.most, hidden.amax((0, 1)))
+        torch.testing.assert_close(parts.top, whole.top)  # on some CPUs a row alone is rounded otherwise than beside another
         at = hidden[whole.rows[0], whole.positions[0], torch.arange(hidden.shape[-1])]
         assert torch.equal(at, whole.most)

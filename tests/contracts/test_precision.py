@@ -30,7 +30,8 @@ def losses(net, ends, kind: torch.dtype | None = None) -> tuple[torch.Tensor, di
     return total.detach(), {"weight": weight.grad, **{name: p.grad for name, p in net.named_parameters() if p.grad is not None}}
 
 
-@pytest.mark.parametrize(("kind", "bound"), [(torch.bfloat16, 0.16), (torch.float16, 0.04)])
+# Of bfloat16, which keeps 8 bits, DETR has the largest errors: 0.13, on a CPU without products of bfloat16 0.19; a wrong gradient has 1.
+@pytest.mark.parametrize(("kind", "bound"), [(torch.bfloat16, 0.25), (torch.float16, 0.04)])
 def test_a_step_in_half_precision_is_near_the_step_in_float32(kind, bound, tiny, ends):
     torch.manual_seed(0)
     net = tiny()

@@ -132,7 +132,8 @@ def test_what_is_found_is_the_reference(theirs, ours, tmp_path):
     write(tmp_path / "ours", back, keys.write(detr.KEYS, asdict(settings)))
     again, said = type(peer).from_pretrained(tmp_path / "ours", attn_implementation="eager", output_loading_info=True, dtype=torch.float64)
     assert not any(said[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert torch.equal(again.eval()(pixel_values=pixels).last_hidden_state, peer(pixel_values=pixels).last_hidden_state)
+    # Their own forwards differ in the last bit on some CPUs, by where the file's tensors lie in memory.
+    assert_close(again.eval()(pixel_values=pixels).last_hidden_state, peer(pixel_values=pixels).last_hidden_state, rtol=0, atol=ATOL)
 
 
 def write(folder, tensors, config):

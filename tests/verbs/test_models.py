@@ -25,7 +25,9 @@ def test_every_preset_has_a_row_and_a_released_one_its_published_total(rows):
 def test_totals_of_untrained_translators_follow_the_vocabulary(rows):
     small = {row["preset"]: row["parameters"] for row in Models(vocab_size=1000).run()}
     for row in rows:
-        ours = row["page"] == "vaswani" or (row["page"].startswith("modern") and row["page"] not in ("modern-vision", "modern-video", "modern-detector"))
+        ours = row["page"] == "vaswani" or (
+            row["page"].startswith("modern") and row["page"] not in ("modern-vision", "modern-video", "modern-detector")
+        )
         assert (small[row["preset"]] < row["parameters"]) == ours
 
 

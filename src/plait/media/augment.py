@@ -4,7 +4,6 @@ All of it is a pure function of a generator: the same seed, the same pixels. Box
 """
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -106,10 +105,12 @@ class Augmentation:
         A clip [T, H, W, 3] is changed alike in every frame. Boxes are clipped to the picture, whatever is drawn.
         """
         if picture.ndim == 4:
-            alike = [deepcopy(rng) for _ in picture[1:]]  # what is drawn depends on the size alone
+            start, frames = rng.bit_generator.state, list[np.ndarray]()
+            for frame in picture[1:]:
+                frames.append(self(frame, rng).picture)
+                rng.bit_generator.state = start  # what is drawn depends on the size alone
             first = self(picture[0], rng, boxes)
-            rest = [self(frame, again).picture for frame, again in zip(picture[1:], alike)]
-            return first._replace(picture=np.stack([first.picture, *rest]))
+            return first._replace(picture=np.stack([first.picture, *frames]))
         still = Move(np.eye(2, 3), *picture.shape[:2])
         picture, moves = through(self.steps, picture, rng)
         return Augmented(

@@ -24,7 +24,7 @@ from plait.verbs.train import Train
 SAMPLED = 50  # pictures whose size is looked at
 SIDES = (28, 32, 48, 64, 96, 128, 160, 192, 224)  # what a model from scratch is given, where --size does not say
 FRAMES = 8
-BATCH = 64  # pictures, from scratch
+LEAST, MOST = 32, 64  # pictures of a batch, from scratch
 LIKE_DIGITS = 64  # pixels of a side, up to which pictures are not mirrored where --augment does not say
 SMALL = 16  # pixels a side, for the baseline
 
@@ -75,7 +75,9 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say, kind: str) -> Le
     settings = {"head": "classify", "labels": len(labels.names)}
     usual, takes = ("modern-video", "clips") if clips else ("modern-vision", "pixels")
     prepare = Preparation(size=Exactly(side, side))
-    start = begin(verb, saved, Seeing(("encoder",), takes, usual, settings, prepare, side, len(rows.train), BATCH, FRAMES if clips else None), say)
+    frames = FRAMES if clips else None
+    want = Seeing(("encoder",), takes, usual, settings, prepare, side, len(rows.train), MOST, frames, LEAST)
+    start = begin(verb, saved, want, say)
     # What is small is often a sign, and a sign's mirror image is another one.
     augment = start.augmentation(verb, "digits" if (start.side or 0) <= LIKE_DIGITS else "photographs")
     frames = start.choice.config.get("frames") if clips else None

@@ -49,6 +49,7 @@ class Seeing:
     pictures: int
     most: int | None = None  # pictures of a batch, where the user does not say: with few rows there are more steps
     frames: int | None = None
+    least: int = 1  # pictures of a batch
 
     @property
     def patch(self) -> int:
@@ -157,7 +158,7 @@ def from_scratch(verb: Train, want: Seeing, say: Say) -> Sight:
     choice = choose(verb, presets, want.usual, told, want.pictures * entries, say)
     say(f"pictures become {want.side} x {want.side} pixels")
     rows = max(1, choice.batch_tokens // entries)
-    rows = rows if verb.batch_tokens else min(rows, want.most or rows)
+    rows = rows if verb.batch_tokens else max(want.least, min(rows, want.most or rows))
     return Sight(replace(choice, batch_tokens=rows), want.preparation)
 
 
