@@ -20,6 +20,7 @@ from plait.tune import (
     Prefix,
     Prompt,
     attach,
+    begin,
     detach,
     load_small,
     merge,
@@ -149,6 +150,18 @@ def test_several_are_switched(own, said, turn):
     for name in "ab":
         detach(own, name)
     assert_close(said(own), answers[None], **SAME)
+
+
+@pytest.mark.capability("tune")
+def test_prefixes_and_prompts_begin_as_what_the_model_reads(own, ends):
+    cut = ends.takes == "clips" and "time_attn" in own.encoder.blocks[0].names  # there a prompt has no place
+    for tuning in (Prefix(length=3), *([] if cut else [Prompt(length=3)])):
+        trained = attach(own, tuning)
+        was = {name: own.get_parameter(name).clone() for name in trained}
+        n = begin(own, lambda: ends.out(own, ends.source(2, 5, 2), ends.target(2, 4, 3)))
+        assert n == len(trained) / (1 if isinstance(tuning, Prompt) else 2)  # keys and values
+        assert all(own.get_parameter(name).isfinite().all() and not torch.equal(own.get_parameter(name), was[name]) for name in trained)
+        detach(own)
 
 
 @pytest.mark.capability("tune")

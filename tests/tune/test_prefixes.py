@@ -15,6 +15,7 @@ from plait.tune import (
     Prefix,
     Prompt,
     attach,
+    begin,
     detach,
     fill,
     select,
@@ -192,3 +193,37 @@ def test_texts_that_run_do_not_change_their_part(model, moved):
     while len(running):
         running.step()
     assert len(text.ids) == 3
+
+
+def test_a_prefix_begins_as_keys_and_values_of_real_entries(model):
+    net = model("t5")
+    real = torch.tensor([[True] * 6, [True] * 3 + [False] * 3])
+    source = Stream(IDS, real=real)
+    content = net.encoder.embed(source).x
+    block, tower = net.decoder.blocks[0], net.run("encoder", source).x
+    asked = block.self_attn_norm(net.decoder.embed(Stream(IDS)).x)
+    wanted = {
+        "encoder.blocks.0.self_attn": (net.encoder.blocks[0].self_attn, net.encoder.blocks[0].self_attn_norm(content)[real]),
+        "decoder.blocks.0.self_attn": (block.self_attn, asked.flatten(0, 1)),
+        "decoder.blocks.0.cross_attn": (block.cross_attn, tower[real]),
+    }
+    attach(net, Prefix(length=3))
+    net.train()
+    assert begin(net, lambda: net(source, IDS)) == 6 and net.training
+    for name, (part, entries) in wanted.items():
+        chosen = entries[[0, {9: 4, 12: 6}[len(entries)], -1]]  # the middle of twelve, 5.5, is rounded to an even place
+        for kind, proj in (("k", part.k_proj), ("v", part.v_proj)):
+            right = proj(chosen).unflatten(-1, (4, -1)).transpose(0, 1)  # [H, n, K]
+            assert_close(small(net)[f"{name}.memory.{kind}"], right)
+
+
+def test_a_prompt_begins_as_vectors_of_real_entries_and_short_texts_come_twice(model):
+    net = model()
+    attach(net, Prompt(length=5))
+    assert begin(net, lambda: net(decoder=Stream(IDS[:1, :2]))) == 1
+    vectors = net.decoder.embed.tokens.weight[IDS[0, :2]]
+    assert_close(small(net)["decoder.prompt.weight"], vectors[[0, 0, 0, 1, 1]])
+    detach(net)
+    attach(net, Prefix(length=2, hidden=4))
+    assert begin(net, lambda: net(decoder=Stream(IDS))) == 0  # what a network makes is not set
+    detach(net)

@@ -23,3 +23,4 @@ from plait.tune.methods import Prompt as Prompt
 from plait.tune.methods import Tuning as Tuning
 from plait.tune.methods import described as described
 from plait.tune.methods import tuning_of as tuning_of
+from plait.tune.starting import begin as begin

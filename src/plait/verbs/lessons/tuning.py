@@ -34,6 +34,9 @@ def with_tuning(verb: Train, lesson: Lesson, saved: Mapping[str, Any] | None) ->
         found = started(net)
         tuned = begun(net, verb.model, found, tuning, verb.bits)
         lesson.notes["tuned"] = tuned.written()
+        if verb.method in ("prefix", "prompt"):
+            *_, batch = next(lesson.feed.stream(0, 0))
+            tune.begin(net, lambda: lesson.objective.loss(net, lesson.objective.parts(batch, 4)[0]))
 
     def result(net: Model, best: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return tune.small(net)
