@@ -209,7 +209,7 @@ def test_a_clip_is_a_sheet_of_frames(plait, runs, tmp_path):
     np.save(tmp_path / "clip.npy", clip)
     views, said = views_of(plait, runs["clips"], tmp_path / "clip.npy", tmp_path)
     assert list(views) == ["frames over frames", "frame 0", "frame 1", "frame 2", "gradient x input", "lens"]
-    assert page_of(tmp_path / "page.html")["picture"]["width"] == 24 and said["answer"].startswith("kind ")
+    assert page_of(tmp_path / "page.html")["picture"]["width"] == 2 * 12 * 8 and said["answer"].startswith("kind ")
     last, first = views["frame 2"], views["frame 0"]
     assert first["keys"][:2] == ["class", "0:0,0"] and last["keys"][1] == "2:0,0"
     assert last["on"]["k"]["places"][0] is None
@@ -227,11 +227,12 @@ def test_entries_of_two_frames_lie_on_one_of_them(plait, runs, tmp_path):
     np.save(tmp_path / "clip.npy", clip)
     views, _ = views_of(plait, runs["tubes"], tmp_path / "clip.npy", tmp_path)
     picture, whole = page_of(tmp_path / "page.html")["picture"], next(iter(views.values()))
-    assert (picture["width"], picture["height"]) == (32, 16)  # the second frame and the fourth
+    assert (picture["width"], picture["height"]) == (2 * 96, 96)  # the second frame and the fourth, enlarged
     assert whole["keys"][0] == "0:0,0" and whole["keys"][-1] == "1:1,1" and len(whole["keys"]) == 8
     assert whole["on"]["k"]["places"][4] == [0.5, 0, 0.75, 0.5]
     model = load(runs["tubes"])
-    seen, _ = recorded(model.net, encoder=model.batches([clip])[0][0])
+    [(pixels, _)] = model.batches([clip])
+    seen, _ = recorded(model.net, encoder=pixels)
     assert np.abs(weights_of(whole) - seen.stacked("**.self_attn.pattern")[:, 0].numpy()).max() <= 1 / LEVELS
 
 

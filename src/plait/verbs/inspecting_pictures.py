@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 TOKENS = {"cls": "class", "registers": "register"}  # what entries before the patches are called
 MOST = 12  # objects that are explained
 FRAMES = 8  # of a clip that have a view of their own
+LEGIBLE, LINE = 96, 128  # pixels of a frame's longer side, at least; grey
 
 
 def subject_of(verb: "Inspect", model: PictureModel) -> Subject:
@@ -72,9 +73,15 @@ def subject_of(verb: "Inspect", model: PictureModel) -> Subject:
 
 
 def sheet(clip: np.ndarray, s: Stream) -> np.ndarray:
-    """Frames [T, H, W, 3] beside and below each other, row by row, as one picture; where entries are of several frames, one of these."""
+    """Frames [T, H, W, 3] beside and below each other, row by row, as one picture; where entries are of several frames, one of these.
+
+    A grey line ends each frame; small ones are enlarged, so that it hides none of their pixels.
+    """
     assert s.grid is not None
     clip = clip[evenly(len(clip), s.grid[0])]
+    times = math.ceil(LEGIBLE / max(clip.shape[1:3]))
+    clip = clip.repeat(times, 1).repeat(times, 2)
+    clip[:, -1], clip[:, :, -1] = LINE, LINE
     across = columns_of(len(clip))
     rows = [np.concatenate(list(clip[i : i + across]), 1) for i in range(0, len(clip), across)]
     rows[-1] = np.pad(rows[-1], ((0, 0), (0, rows[0].shape[1] - rows[-1].shape[1]), (0, 0)))
