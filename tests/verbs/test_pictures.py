@@ -80,6 +80,14 @@ def test_both_forms_of_clips_train_and_are_answered(plait, data, tmp_path, name)
     assert code == 0 and first == second  # the same frames
 
 
+def test_what_clips_are_learned_by_where_nobody_says(plait, data, tmp_path):
+    code, _, err = plait("train", "classify", "--data", data / "clips", "--out", tmp_path / "run", "--size", "16", "--epochs", "1")
+    assert code == 0, err
+    said = json.loads((tmp_path / "run/config.json").read_text())
+    assert said["arch"] == "modern-video" and said["recipe"]["kind"] == "adam"  # Muon stays at chance
+    assert said["batch_tokens"] == 32 and (said["config"]["frames"], said["config"]["patch"]) == (8, 8)
+
+
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(plait, data, tmp_path, monkeypatch):
     words = ["train", "classify", "--data", data / "squares", "--steps", "6", "--augment", "digits", *TINY]
     assert plait(*words, "--out", tmp_path / "whole")[0] == 0
