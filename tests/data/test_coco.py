@@ -69,7 +69,9 @@ def test_against_pycocotools(put):
         np.testing.assert_allclose(row.boxes, corners)
         assert row.labels == tuple(theirs.loadCats(m["category_id"])[0]["name"] for m in marks)
         assert row.size == (30, 40) and row.boxes.dtype == np.float32 and row.boxes.shape == (len(marks), 4)
-    assert report.noted["crowd, left out"].count == report.noted["category without a box"].count == 1
+        crowds = theirs.loadAnns(theirs.getAnnIds(number, iscrowd=True))
+        assert [(name, box.tolist()) for name, box in row.crowds] == [("cell", [0, 0, 4, 4])] * len(crowds)
+    assert report.noted["crowd, not learned"].count == report.noted["category without a box"].count == 1
     assert report.noted["picture without boxes"].count == 1 and classes_of(rows) == ["background", "cell"]
 
 

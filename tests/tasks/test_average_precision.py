@@ -74,12 +74,17 @@ def drawn(pictures=40, classes=4, seed=0):
     return found, right
 
 
-def test_the_figures_are_another_evaluators():
+@pytest.mark.parametrize("crowded", [False, True])
+def test_the_figures_are_another_evaluators(crowded):
     other = pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed")
     found, right = drawn()
+    # Over most of every fourth picture a crowd of a class that it may have.
+    none, over = (np.zeros((0, 4), np.float32), np.zeros(0, int)), np.array([[50, 50, 400, 400]], np.float32)
+    crowds = [none if i % 4 else (over, np.array([i % 3])) for i in range(40)] if crowded else []
     as_coco = [
-        {"image_id": i, "category_id": int(c) + 1, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
-        for i, (some, labels) in enumerate(right)
+        {"image_id": i, "category_id": int(c) + 1, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": crowd}
+        for crowd, marked in enumerate((right, crowds))
+        for i, (some, labels) in enumerate(marked)
         for (x0, y0, x1, y1), c in zip(some.astype(np.float64).tolist(), labels)
     ]
     truth = {
@@ -97,7 +102,8 @@ def test_the_figures_are_another_evaluators():
     evaluation.run()
     theirs = evaluation.stats_as_dict
     names = {"ap": "AP_all", "ap50": "AP_50", "ap75": "AP_75", "ap_small": "AP_small", "ap_medium": "AP_medium", "ap_large": "AP_large"}
-    mine = average_precision(found, right, list("0123"))
+    mine = average_precision(found, right, list("0123"), crowds)
+    assert (mine == average_precision(found, right, list("0123"))) == (not crowded)  # they make a difference
     assert mine.figures == pytest.approx({name: 100 * theirs[key] for name, key in (names | {"ar": "AR_third"}).items()}, rel=1e-9)
     assert 5 < mine.figures["ap"] < 60 and mine.by_class["3"] == {"boxes": 0}
     assert np.mean([mine.by_class[k]["ap"] for k in "012"]) == pytest.approx(mine.figures["ap"])

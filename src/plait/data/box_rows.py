@@ -18,6 +18,8 @@ from plait.errors import InputError
 BORDER = 1.0  # pixels by which a box may reach over the border: rounding, and counting from 0 or 1
 BOX_ALIASES = {"picture": ALIASES["picture"], "boxes": ("bboxes", "box", "bbox"), "labels": ("label", "classes", "class", "categories")}
 
+Marked = tuple[str, Any, Any]  # the place of a box, its four numbers, the name of its class
+
 
 class Boxes:
     """What is read, while it is read: pictures and boxes each with their faults. A faulty box is left out, its picture stays."""
@@ -28,8 +30,15 @@ class Boxes:
         self.rows: list[BoxRow] = []
         self.report.unit = "pictures"
 
-    def add(self, source: Source, found: Sequence[tuple[str, Any, Any]], where: str, stated: tuple[Any, Any] | None = None) -> None:
-        """A picture with (place of the box, its four numbers, name of its class); `stated` is the (height, width) its list gives."""
+    def add(
+        self,
+        source: Source,
+        found: Sequence[Marked],
+        where: str,
+        stated: tuple[Any, Any] | None = None,
+        crowds: Sequence[Marked] = (),
+    ) -> None:
+        """A picture with what is marked on it; `stated` is the (height, width) its list gives."""
         self.pictures.n += 1
         try:
             size = size_of(source, where)
@@ -40,17 +49,17 @@ class Boxes:
             return self.pictures.bad(
                 where, "another size", f"{wrong}; is it another picture, or one that was turned after it was labelled?"
             )
-        kept, labels = list[np.ndarray](), list[str]()
-        for place, numbers, label in found:
-            self.boxes.n += 1
-            box = self.checked(place, numbers, size)
-            if box is not None:
-                kept.append(box)
-                labels.append(str(label))
-        boxes = np.stack(kept) if kept else np.zeros((0, 4), np.float32)
+        kept = self.inside(found, size)
+        boxes = np.stack([box for _, box in kept]) if kept else np.zeros((0, 4), np.float32)
         if not kept:
             self.report.note("picture without boxes", where)
-        self.rows.append(BoxRow(source, boxes, tuple(labels), where, size))
+        self.rows.append(BoxRow(source, boxes, tuple(name for name, _ in kept), where, size, tuple(self.inside(crowds, size))))
+
+    def inside(self, found: Sequence[Marked], size: tuple[int, int]) -> list[tuple[str, np.ndarray]]:
+        """Names and boxes of those that can be used."""
+        self.boxes.n += len(found)
+        checked = [(str(label), self.checked(place, numbers, size)) for place, numbers, label in found]
+        return [(label, box) for label, box in checked if box is not None]
 
     def checked(self, place: str, numbers: Any, size: tuple[int, int]) -> np.ndarray | None:
         """[4] float32 within the picture, or None where that cannot be."""
@@ -79,7 +88,7 @@ def read_boxes(
     In a folder or archive `part` takes what lies in train/, valid/ or test/, is listed in VOC's ImageSets, or in a list of such a name
     (instances_val.json); what is in no part belongs to all. A faulty picture or box (missing, no area, out of the picture by more than a
     pixel, unknown class ...) is dropped and counted while they are fewer than 1 %, else InputError lists all. COCO's crowds are no
-    objects, and are left out.
+    objects: they are kept apart, for scoring.
     """
     if not paths:
         raise InputError("no pictures were given: give COCO's JSON, a folder of Pascal VOC's XML, JSON lines, or a zip archive of these")

@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import PurePosixPath
 from typing import Any
 
-from plait.data.box_rows import Boxes
+from plait.data.box_rows import Boxes, Marked
 from plait.data.columns import shown
 from plait.data.folders import Tree
 from plait.errors import InputError
@@ -30,7 +30,7 @@ def read_coco(tree: Tree, name: str, whole: dict[str, Any], into: Boxes) -> None
             into.pictures.bad(f"{file}: image {shown(image.get('file_name'))}", reason, shown(image.get("id")))
         else:
             images[number] = image
-    boxes, seen = defaultdict[Any, list[tuple[str, Any, Any]]](list), set[Any]()
+    boxes, crowds, seen = defaultdict[Any, list[Marked]](list), defaultdict[Any, list[Marked]](list), set[Any]()
     for at, mark in enumerate(lists["annotations"], 1):
         number, image, category = (_key(mark.get(key)) for key in ("id", "image_id", "category_id"))
         where = f"{file}: annotation {at if number is None else number}"
@@ -45,11 +45,14 @@ def read_coco(tree: Tree, name: str, whole: dict[str, Any], into: Boxes) -> None
         if fault is not None:
             into.boxes.n += 1
             into.boxes.bad(where, *fault)
-        elif mark.get("iscrowd"):
-            into.report.note("crowd, left out", where)
         else:
-            used.add(category)
-            boxes[image].append((f"{where} ({images[image].get('file_name')})", _corners(mark.get("bbox")), classes[category]))
+            marked = f"{where} ({images[image].get('file_name')})", _corners(mark.get("bbox")), classes[category]
+            if mark.get("iscrowd"):
+                into.report.note("crowd, not learned", where)
+                crowds[image].append(marked)
+            else:
+                used.add(category)
+                boxes[image].append(marked)
     for category in set(classes) - used:
         into.report.note("category without a box", f"{file}: {classes[category]}")
     folder = _folder(tree, name, [image.get("file_name") for image in lists["images"]])
@@ -60,7 +63,7 @@ def read_coco(tree: Tree, name: str, whole: dict[str, Any], into: Boxes) -> None
             into.pictures.n += 1
             into.pictures.bad(where, "no such file", f"{shown(called)}, sought in {tree.where(folder) if folder else tree.place}")
         else:
-            into.add(source, boxes[number], f"{where} ({called})", (image.get("height"), image.get("width")))
+            into.add(source, boxes[number], f"{where} ({called})", (image.get("height"), image.get("width")), crowds[number])
 
 
 def _key(value: Any) -> int | str | None:

@@ -42,7 +42,8 @@ class PictureRow:
 class BoxRow:
     """A picture with what is on it: `boxes` [N, 4] float32, x0 y0 x1 y1 in its pixels, and the N names of their classes.
 
-    `size` is its (height, width) as the file has it, the way up that it is shown; boxes are pixels of that.
+    `size` is its (height, width) as the file has it, the way up that it is shown; boxes are pixels of that. `crowds` are COCO's: names of
+    classes and boxes of many objects that nobody marked one by one. They are not learned; what is found in them is neither right nor wrong.
     """
 
     source: Source
@@ -50,6 +51,7 @@ class BoxRow:
     labels: tuple[str, ...]
     where: str
     size: tuple[int, int]
+    crowds: tuple[tuple[str, np.ndarray], ...] = ()
 
     @property
     def key(self) -> str:

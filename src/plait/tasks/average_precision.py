@@ -33,9 +33,11 @@ def average_precision(
     found: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
     right: Sequence[tuple[np.ndarray, np.ndarray]],
     names: Sequence[str],
+    crowds: Sequence[tuple[np.ndarray, np.ndarray]] = (),
 ) -> Precision:
     """Of each picture the found boxes ([n, 4], scores [n], labels [n]) and the right ones ([n, 4], labels [n]), in the same order.
 
+    `crowds`, if given, are boxes ([n, 4], labels [n]) of each picture in which what is found beside the right ones does not count.
     Boxes are x0 y0 x1 y1 in pixels; labels are places in `names`. A box's size is that of the box, where COCO's own is its outline's.
     """
     try:
@@ -43,8 +45,9 @@ def average_precision(
         from pycocotools.cocoeval import COCOeval
     except ImportError:
         raise InputError("to score boxes the package pycocotools is needed: pip install 'plait[vision]'") from None
-    if len(found) != len(right):
-        raise ValueError(f"{len(found)} answers for {len(right)} pictures: there must be one for each")
+    if len(found) != len(right) or (crowds and len(crowds) != len(right)):
+        given = f"{len(found)} answers{f' and {len(crowds)} lists of crowds' if crowds else ''}"
+        raise ValueError(f"{given} for {len(right)} pictures: there must be one for each")
     faults = [
         f"picture {i}: label {label} of a {kind} box"
         for kind, column in (("found", [labels for _, _, labels in found]), ("right", [labels for _, labels in right]))
@@ -67,7 +70,9 @@ def average_precision(
 
     with redirect_stdout(io.StringIO()):  # it prints as it goes
         scored = coco(annotated([(boxes, labels, scores) for boxes, scores, labels in found]))
-        evaluation = COCOeval(coco(annotated([(boxes, labels, None) for boxes, labels in right])), scored, "bbox")
+        truth = annotated([(boxes, labels, None) for boxes, labels in right])
+        truth += annotated([(boxes, labels, None) for boxes, labels in crowds], len(truth), crowd=1)
+        evaluation = COCOeval(coco(truth), scored, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
     precision = evaluation.eval["precision"][..., -1]  # [thresholds, recalls, classes, areas], -1 where undefined
@@ -82,12 +87,13 @@ def average_precision(
     return Precision(defined(kinds | {"ar": recall}), by_class)
 
 
-def annotated(pictures: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | None]]) -> list[dict[str, Any]]:
-    """(boxes, labels, scores) of each picture as COCO writes them. Numbers begin at 1: the evaluator takes a 0 for "no match"."""
+def annotated(pictures: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | None]], after: int = 0, crowd: int = 0) -> list[dict[str, Any]]:
+    """(boxes, labels, scores) of each picture as COCO writes them, numbered behind `after`, which is at least 0: the evaluator takes a
+    number of 0 for "no match"."""
     made = []
     for image, (boxes, labels, scores) in enumerate(pictures):
         for i, (x0, y0, x1, y1) in enumerate(np.asarray(boxes, np.float64).reshape(-1, 4).tolist()):
-            one = {"id": len(made) + 1, "image_id": image, "category_id": int(labels[i]), "iscrowd": 0}
+            one = {"id": after + len(made) + 1, "image_id": image, "category_id": int(labels[i]), "iscrowd": crowd}
             one |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
             made.append(one if scores is None else one | {"score": float(scores[i])})
     return made

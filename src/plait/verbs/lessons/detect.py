@@ -84,7 +84,9 @@ def score(verb: Eval, ready: Any) -> dict[str, Any]:
         scores, boxes = map(torch.from_numpy, ready.said(pixels_of(ready.net, batch)))
         found += answers(scores, boxes, batch.sizes)
     right = [(row.boxes, np.array([shown.numbers[name] for name in row.labels], np.int64)) for row in rows]
-    result = average_precision([(f.boxes, f.scores, f.labels) for f in found], right, list(ready.labels))
+    crowds = [[(box, shown.numbers[name]) for name, box in row.crowds if name in shown.numbers] for row in rows]
+    ignored = [(np.array([box for box, _ in some]).reshape(-1, 4), np.array([label for _, label in some], np.int64)) for some in crowds]
+    result = average_precision([(f.boxes, f.scores, f.labels) for f in found], right, list(ready.labels), ignored)
     return {
         "task": "detect",
         "n": len(rows),
