@@ -35,7 +35,11 @@ class Batch:
     gives the same numbers."""
 
     pixels: Tensor
-    unit = "pictures"  # what `size` counts
+
+    @property
+    def unit(self) -> str:
+        """What `size` counts."""
+        return "clips" if self.pixels.dim() == 5 else "pictures"
 
     def __len__(self) -> int:
         return len(self.pixels)

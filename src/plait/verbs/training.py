@@ -157,5 +157,5 @@ def finish(out: Path, lesson: Lesson, trainer: Trainer, state: State, say: Say) 
     say(f"kept the weights of {chosen}: validation loss {valid_loss:.4f} nats{told}; {state.step:,} steps in {state.seconds:,.0f} s")
     epochs = state.epoch + state.position / trainer.feed.batches(state.epoch)
     result = {"run": str(out), "steps": state.step, "epochs": round(epochs, 2), "seconds": round(state.seconds, 1)}
-    result |= {"tokens": state.tokens, "valid_loss": round(valid_loss, 5), "parameters": parameters(net)}
+    result |= {trainer.unit: state.tokens, "valid_loss": round(valid_loss, 5), "parameters": parameters(net)}
     return result | {name: round(value, 5) for name, value in figures.items()}
