@@ -57,15 +57,17 @@ class Ends:
         mask = net.get_submodule(f"{self.last}.blocks.0.self_attn").mask
         self.causal = mask is not None
         self.head = next(iter(net.heads))
+        self.shifts = tuple(name for name, _ in net.named_parameters() if name.endswith("pos.k_proj.bias"))
         embed: Any = net.get_submodule(self.last).embed
         self.empty = embed.takes == "ids" and not bool(embed(Stream(torch.zeros(1, 1, dtype=torch.long))).x.any())
 
     @property
     def blind(self) -> tuple[str, ...]:
         """How names of parameters begin that cannot learn: DETR's queries begin without content, so whom they attend to at first makes
-        no difference."""
+        no difference; and where keys of places are made apart, their bias shifts all scores of a query alike."""
         first = "decoder.blocks.0.self_attn."
-        return (f"{first}q_proj", f"{first}k_proj", f"{first}v_proj.weight") if self.empty else ()
+        empty = (f"{first}q_proj", f"{first}k_proj", f"{first}v_proj.weight", f"{first}pos.") if self.empty else ()
+        return (*empty, *self.shifts)
 
     @property
     def seen(self) -> bool:

@@ -92,7 +92,7 @@ def _magnitudes(parts: dict[str, Any]) -> dict[str, Tensor]:
 def _around(part: Any) -> tuple[list[Any], Any]:
     """The matrices whose rows belong to a head or a unit, and the one whose columns do."""
     if isinstance(part, Attention):
-        return [part.q_proj, part.k_proj, part.v_proj], part.o_proj
+        return [layer for name, layer in part.named_modules() if name.endswith(("q_proj", "k_proj", "v_proj"))], part.o_proj
     return [layer for layer in (part.up_proj, part.gate_proj) if layer is not None], part.down_proj
 
 

@@ -60,7 +60,7 @@ def size_of(part: nn.Module) -> int:
 
 def _fault(part: nn.Module, kept: Any) -> str | None:
     """What is wrong with what is to be kept of a part."""
-    odd = [f"{name} is a {type(one).__name__}" for name, one in part.named_children() if "_proj" in name and type(one) is not Linear]
+    odd = [f"{name} is a {type(one).__name__}" for name, one in part.named_modules() if name.endswith("_proj") and type(one) is not Linear]
     if isinstance(part, Attention) and part.memory is not None and type(part.memory) is not Memory:
         odd.append(f"memory is a {type(part.memory).__name__}")
     if odd:
@@ -87,9 +87,10 @@ def _only_heads(part: Attention, kept: Iterable[int]) -> None:
     each = len(part.q_proj.weight) // len(part.k_proj.weight)  # queries of a key head
     queries = [group * each + i for group in groups for i in range(each)]
     channels, key_channels = (torch.tensor([h * part.d_head + i for h in heads for i in range(part.d_head)]) for heads in (queries, groups))
-    _narrow(part.q_proj, channels)
-    _narrow(part.k_proj, key_channels)
-    _narrow(part.v_proj, key_channels)
+    rows = {"q_proj": channels, "k_proj": key_channels, "v_proj": key_channels}
+    for layer, ids in [(layer, rows.get(name.rpartition(".")[2])) for name, layer in part.named_modules()]:
+        if ids is not None:  # of places too, where an attention projects these apart
+            _narrow(layer, ids)  # type: ignore[arg-type]
     _narrow(part.o_proj, columns=channels)
     if part.score_bias is not None and part.score_bias.fixed:  # others look at the queries, and so see fewer heads by themselves
         part.score_bias = SomeHeads(part.score_bias, queries)

@@ -14,7 +14,7 @@ from plait.errors import InputError
 from plait.hub.labels import labels_of, problem_of
 from plait.hub.ready import Parts, Ready, Row
 from plait.media.preparing import Preparation
-from plait.tasks.detecting import answers, outputs
+from plait.tasks.detecting import answers, outputs, readable
 from plait.tasks.encoding import nearest
 from plait.tasks.labels import Classified, classified
 from plait.text.special import read_object
@@ -87,10 +87,14 @@ class PictureModel(Ready):
             raise InputError(f"pixels are no numbers in rows of one length ({error}); expected {wanted}") from None
         if given.dim() != 4 + self.clips or not given.numel():
             raise InputError(f"pixels of shape {list(given.shape)}: expected {wanted}")
-        return self.said(Stream(given.to(next(self.net.parameters()).device)))
+        return self.raw(Stream(given.to(next(self.net.parameters()).device)))
+
+    def said(self, stream: Stream) -> Any:
+        """Scores as a task reads them."""
+        return self.raw(stream)
 
     @torch.inference_mode()
-    def said(self, stream: Stream) -> Any:
+    def raw(self, stream: Stream) -> Any:
         """Scores of the head as numpy; InputError where the model does not take pictures of this shape."""
         try:
             return self.scored(stream)
@@ -203,6 +207,10 @@ class DetectPictures(PictureModel):
     def __call__(self, picture: Any, threshold: float = LIKELY) -> Any:
         pictures, one = given_as_list(picture)
         return self.detect(pictures, threshold)[0] if one else self.detect(pictures, threshold)
+
+    def said(self, stream: Stream) -> Any:
+        scores, boxes = map(torch.from_numpy, self.raw(stream))
+        return tuple(found.numpy() for found in readable(self.net, scores, boxes, MOST))
 
     def scored(self, stream: Stream) -> Any:
         """(scores [B, N, C + 1], boxes [B, N, 4] as cx cy w h in 0..1)"""

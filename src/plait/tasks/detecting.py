@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +14,13 @@ from plait.core.model import Model
 from plait.core.stream import Stream, Watcher
 from plait.data.picture_feed import BoxBatch
 from plait.tasks.boxes import corners, generalised_iou
+from plait.tasks.focal import focal
 from plait.tasks.matching import Targets, Weights, costs, matched
 from plait.tasks.objective import Loss
 
 PICTURES = 200  # of a validation set that are measured while training goes on: the evaluator takes some 0.02 s for each
 ENCODER, DECODER, HEAD = "encoder", "decoder", "detect"
+FOCAL = Weights(label=2.0)  # where classes are judged apart (Zhu et al. 2021, "Deformable DETR", section 5)
 
 
 class Found(NamedTuple):
@@ -34,13 +37,13 @@ class Detecting:
     Cross-entropy is the mean over all answers, where those that stand for no box weigh `no_object` (section 3.1). L1 distance and
     generalised IoU are means over the boxes of the batch (appendix A.2). With `auxiliary` every layer of the decoder answers, through
     the same final norm and head, and is matched and judged for itself (section 3.2). Loss.total is the loss of the whole batch times
-    its rows, or a part's share of it.
+    its rows, or a part's share of it. Where the head judges classes apart (`apart`), their loss is the focal loss, a mean over boxes.
     """
 
     tower, head = DECODER, HEAD
 
     def __init__(self, n_queries: int, auxiliary: bool = True, no_object: float = 0.1, weights: Weights | None = None):
-        self.n_queries, self.auxiliary, self.no_object, self.weights = n_queries, auxiliary, no_object, weights or Weights()
+        self.n_queries, self.auxiliary, self.no_object, self.weights = n_queries, auxiliary, no_object, weights
 
     def parts(self, batch: BoxBatch, n: int) -> list[BoxBatch]:
         return [batch] if n == 1 else batch.parts(n)
@@ -54,20 +57,27 @@ class Detecting:
         if not bool(scores.isfinite().all() & boxes.isfinite().all()):  # training says at which step, and what the last good state is
             nothing = (scores.sum() + boxes.sum()) * math.nan
             return Loss(nothing, nothing.detach(), len(batch))
-        n_queries, n_classes = scores.shape[2], scores.shape[3] - 1
+        each = apart(net)
+        n_queries, n_classes, by = scores.shape[2], scores.shape[3] - (not each), self.weights or (FOCAL if each else Weights())
         targets = Targets.of(batch.boxes, batch.labels, n_queries, n_classes, like=scores)
-        layer, row, answer, box = matched(costs(scores, boxes, targets, self.weights), targets.counts)
-        wanted = torch.full(scores.shape[:3], n_classes, device=scores.device)
-        wanted[layer, row, answer] = targets.labels[row, box]
-        weight = torch.ones(n_classes + 1, dtype=scores.dtype, device=scores.device)
-        weight[-1] = self.no_object
-        label = F.cross_entropy(scores.flatten(0, 2), wanted.flatten(), weight, reduction="sum")
+        n_boxes = max(batch.all_boxes, 1)
+        if each:
+            absent, more = focal(scores)
+            wrong = more.detach().gather(-1, targets.labels[:, None].expand(*scores.shape[:-1], -1))
+            cost = costs(scores, boxes, targets, replace(by, label=0.0)) + by.label * wrong
+            layer, row, answer, box = matched(cost, targets.counts)
+            label = (absent.sum() + more[layer, row, answer, targets.labels[row, box]].sum()) / n_boxes
+        else:
+            layer, row, answer, box = matched(costs(scores, boxes, targets, by), targets.counts)
+            wanted = torch.full(scores.shape[:3], n_classes, device=scores.device)
+            wanted[layer, row, answer] = targets.labels[row, box]
+            weight = torch.ones(n_classes + 1, dtype=scores.dtype, device=scores.device)
+            weight[-1] = self.no_object
+            all_weights = batch.all_boxes + self.no_object * (batch.all_rows * n_queries - batch.all_boxes)
+            label = F.cross_entropy(scores.flatten(0, 2), wanted.flatten(), weight, reduction="sum") / all_weights
         mine, theirs = boxes[layer, row, answer], targets.boxes[row, box]
         l1, giou = (mine - theirs).abs().sum(), (1 - generalised_iou(corners(mine), corners(theirs))).sum()
-        n_boxes = max(batch.all_boxes, 1)
-        all_weights = batch.all_boxes + self.no_object * (batch.all_rows * n_queries - batch.all_boxes)
-        by = self.weights
-        total = (by.label * label / all_weights + by.l1 * l1 / n_boxes + by.giou * giou / n_boxes) * batch.all_rows
+        total = (by.label * label + by.l1 * l1 / n_boxes + by.giou * giou / n_boxes) * batch.all_rows
         return Loss(total, total.detach(), len(batch))
 
     @torch.no_grad()
@@ -78,8 +88,9 @@ class Detecting:
         found, right, names = [], [], []
         for batch in batches:
             scores, boxes = outputs(net, pixels_of(net, batch), self.n_queries)
+            scores, boxes = readable(net, scores[-1], boxes[-1])
             names = [str(i) for i in range(scores.shape[-1] - 1)]
-            found += answers(scores[-1], boxes[-1], batch.sizes)
+            found += answers(scores, boxes, batch.sizes)
             right += [(absolute(some, size).numpy(), these.numpy()) for some, size, these in zip(batch.boxes, batch.sizes, batch.labels)]
             if len(right) >= most:
                 break
@@ -108,7 +119,9 @@ def pixels_of(net: Model, batch: BoxBatch) -> Stream:
 
 
 def outputs(net: Model, pixels: Stream, n_queries: int, every_layer: bool = False) -> tuple[Tensor, Tensor]:
-    """Scores [Y, B, N, C + 1] ("no object" last) and boxes [Y, B, N, 4] of the last layer, or of all Y, in float32 at least."""
+    """Scores [Y, B, N, C + 1] ("no object" last; `apart`: without it) and boxes [Y, B, N, 4] of the last layer, or of all Y, in float32
+    at least.
+    """
     watch = Leaving(DECODER) if every_layer else None
     queries = torch.arange(n_queries, device=pixels.x.device).expand(len(pixels.x), -1)
     last = net(watch=watch, **{ENCODER: pixels, DECODER: queries})[DECODER].x
@@ -117,6 +130,31 @@ def outputs(net: Model, pixels: Stream, n_queries: int, every_layer: bool = Fals
     scores, boxes = net.heads[HEAD](torch.stack([*earlier, last]))
     precision = torch.promote_types(scores.dtype, torch.float32)
     return scores.to(precision), boxes.to(precision)
+
+
+def apart(net: Model) -> bool:
+    """Whether the head judges classes each for itself: scores [..., C] are their logits, and none is that of "no object"."""
+    return getattr(net.heads[HEAD], "apart", False)
+
+
+def chances(net: Model, scores: Tensor) -> Tensor:
+    """[..., C]: how probable each class is of what the head scores."""
+    return scores.sigmoid() if apart(net) else scores.softmax(-1)[..., :-1]
+
+
+def readable(net: Model, scores: Tensor, boxes: Tensor, most: int = 100) -> tuple[Tensor, Tensor]:
+    """What a head says of B pictures, in the form that `answers` reads: scores with "no object" last.
+
+    Of a head that judges classes apart, the `most` surest pairs of an answer and a class: [B, K, C + 1] and [B, K, 4]. A sigmoid is the
+    softmax of a score beside 0, so in each pair its own score stands beside one of 0 for "no object", and no other class is possible.
+    """
+    if not apart(net):
+        return scores, boxes
+    n = scores.shape[-1]
+    best, which = scores.flatten(1).topk(min(most, scores[0].numel()))
+    alone = scores.new_full((*best.shape, n + 1), -math.inf).scatter(-1, (which % n)[..., None], best[..., None])
+    alone[..., -1] = 0.0
+    return alone, boxes.gather(1, (which // n)[..., None].expand(-1, -1, 4))
 
 
 def answers(scores: Tensor, boxes: Tensor, sizes: Tensor, threshold: float = 0.0, most: int = 100) -> list[Found]:

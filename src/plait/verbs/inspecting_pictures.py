@@ -17,6 +17,7 @@ from plait.inspect.page import About, Maps
 from plait.media.clips import evenly
 from plait.media.preparing import Preparation
 from plait.tasks.boxes import corners
+from plait.tasks.detecting import chances
 from plait.tasks.labels import classified
 from plait.verbs.inspecting_views import DETECTS, Subject, View, prefixes, scores_at
 
@@ -54,7 +55,8 @@ def subject_of(verb: "Inspect", model: PictureModel) -> Subject:
         scores, boxes = (found[0].float() for found in net.heads["detect"](streams[rest[0]].x))
         objects, made.answer = objects_of(scores.detach(), boxes.detach(), model, sure)
         made.entries[rest[0]], at = objects, objects.offered[:MOST]
-        made.targets, made.score = [objects.names[i] for i in at], scores_at(net, "detect", at, scores[at, :-1].argmax(-1).tolist())
+        likeliest = chances(net, scores[at]).argmax(-1).tolist()
+        made.targets, made.score = [objects.names[i] for i in at], scores_at(net, "detect", at, likeliest)
     elif isinstance(model, ClassifyPictures):
         (name,) = net.heads
         head = net.heads[name]
@@ -160,8 +162,8 @@ def before_of(embed: Any) -> list[str]:
 
 
 def objects_of(scores: torch.Tensor, boxes: torch.Tensor, model: Any, sure: float) -> tuple[Entries, str]:
-    """(object queries with their boxes, how many are likely) of scores [N, C + 1] and boxes [N, 4]."""
-    best, label = scores.softmax(-1)[:, :-1].max(-1)
+    """(object queries with their boxes, how many are likely) of the head's scores [N, any] and boxes [N, 4]."""
+    best, label = chances(model.net, scores).max(-1)
     names = [f"{model.labels[n]} {score:.2f}" for n, score in zip(label.tolist(), best.tolist(), strict=True)]
     order = best.argsort(descending=True).tolist()
     likely = [i for i in order if best[i] >= sure]

@@ -64,7 +64,7 @@ def usual_recipe(arch: str, config: Mapping[str, Any], released: bool = False) -
         return paper(config["d_model"])
     if arch == "modern-decoder":
         return LANGUAGE
-    if arch in ("detr", "modern-detector"):
+    if arch in ("detr", "conditional-detr", "modern-detector"):
         return DETECTOR
     if arch == "modern-video":  # what moves is found by Adam alone (docs/log.md)
         return SCRATCH
