@@ -34,10 +34,11 @@ def made(arch: str, device: str = "cpu"):
 
 def scores(net) -> torch.Tensor:
     ids = torch.arange(24).view(2, 12) % VOCAB
+    queries = torch.arange(7).expand(2, -1)  # of detectors
     feed = dict.fromkeys(net.towers, ids)
     if (takes := net.takes(net.towers[0])) != "ids":
-        shape = (2, 3, 3, 8, 8) if takes == "clips" else (2, 3, 64, 64)
-        feed = dict.fromkeys(net.towers, ids % 7) | {net.towers[0]: torch.randn(shape, generator=torch.Generator().manual_seed(0))}
+        shape = (2, 4, 3, 8, 8) if takes == "clips" else (2, 3, 64, 64)
+        feed = dict.fromkeys(net.towers, queries) | {net.towers[0]: torch.randn(shape, generator=torch.Generator().manual_seed(0))}
     head = next(iter(net.heads), None)
     with torch.no_grad():
         stream = net(**feed)[net.towers[-1]]

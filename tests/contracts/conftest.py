@@ -189,7 +189,7 @@ def cells_of(item: pytest.Item) -> Iterator[str]:
         yield from (f"{params['arch']} {name}" for name in mark.args)
     elif item.path.parent.name in ("parity", "headers"):
         said = [x.__name__.rpartition(".")[2] if isinstance(x, ModuleType) else str(x).lower() for x in params.values()]
-        of_file = getattr(item.module, "PAGES_SHOWN", [item.path.stem.removeprefix("test_")])  # type: ignore[attr-defined]
+        of_file = getattr(item.module, "PAGES_SHOWN", [item.path.stem.removeprefix("test_").replace("_", "-")])  # type: ignore[attr-defined]
         names = [name for name in said if name in PAGES] or of_file
         yield from (f"{name} {item.path.parent.name}" for name in names if name in PAGES)
 

@@ -50,7 +50,8 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say) -> Lesson:
     names = tuple(saved["answers"]["id2label"].values()) if saved else tuple(classes_of(rows.train))
     side = verb.size or SIDE
     prepare = Preparation(size=Shortest(side, round(side * LONG)), processor="DetrImageProcessor")
-    want = Seeing(("encoder", "decoder"), "pixels", "modern-detector", {"labels": len(names)}, prepare, side, len(rows.train), BATCH)
+    settings, pictures = {"labels": len(names)}, len(rows.train)
+    want = Seeing(("encoder", "decoder"), "pixels", "modern-detector", settings, prepare, side, pictures, most=BATCH)
     start = begin(verb if verb.preset or verb.model else replace(verb, preset=USUAL), saved, want, say)
     n_queries = start.choice.config.get("n_queries", 100)
     most = max(len(row.labels) for row in (*rows.train, *rows.valid))

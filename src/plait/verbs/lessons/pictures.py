@@ -76,7 +76,7 @@ def lesson(verb: Train, saved: dict[str, Any] | None, say: Say, kind: str) -> Le
     usual, takes = ("modern-video", "clips") if clips else ("modern-vision", "pixels")
     prepare = Preparation(size=Exactly(side, side))
     frames = FRAMES if clips else None
-    want = Seeing(("encoder",), takes, usual, settings, prepare, side, len(rows.train), MOST, frames, LEAST)
+    want = Seeing(("encoder",), takes, usual, settings, prepare, side, len(rows.train), most=MOST, least=LEAST, frames=frames)
     start = begin(verb, saved, want, say)
     # What is small is often a sign, and a sign's mirror image is another one.
     augment = start.augmentation(verb, "digits" if (start.side or 0) <= LIKE_DIGITS else "photographs")

@@ -47,9 +47,9 @@ class Seeing:
     preparation: Preparation
     side: int
     pictures: int
-    most: int | None = None  # pictures of a batch, where the user does not say: with few rows there are more steps
+    least: int = 1  # pictures of a batch, where the user does not say
+    most: int | None = None  # with few rows there are more steps
     frames: int | None = None
-    least: int = 1  # pictures of a batch
 
     @property
     def patch(self) -> int:
