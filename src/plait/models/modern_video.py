@@ -7,24 +7,12 @@ find out what moves: the figures are in docs/log.md.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
-from torch import nn
-
-from plait.core.attention import Attention
-from plait.core.blocks import body, each
-from plait.core.embeddings import Dropped, Each, Embed
-from plait.core.feedforward import FFN, relu2
-from plait.core.heads import Pooled, grid_mean
-from plait.core.linear import Linear
-from plait.core.model import Model, Tower
-from plait.core.norms import LayerNorm
-from plait.core.pixels import GridPositions, Times
-from plait.core.residual import Pre
+from plait.core.model import Model
+from plait.core.pixels import Times
 from plait.core.stream import Stream
-from plait.models.modern import normed_heads, started
-from plait.models.modern_vision import Stem
+from plait.models.modern_vision import Stem, encoder
 
 
 @dataclass(frozen=True)
@@ -87,23 +75,7 @@ class Tubes(Stem):
 
 
 def build(c: Config) -> Model:
-    d, norm, side = c.d_model, partial(LayerNorm, c.d_model, bias=False), c.image_size // c.patch
-    stem = Tubes(c.tube, c.patch, c.channels, c.d_stem, d)
+    stem = Tubes(c.tube, c.patch, c.channels, c.d_stem, c.d_model)
     if c.frames % c.tube:
         raise ValueError(f"frames={c.frames} are not whole groups of tube={c.tube}")
-    embed = Embed(
-        stem=stem,
-        positions=GridPositions((side, side), d, before=0),
-        times=Times(c.frames // c.tube, d),
-        norm=Each(LayerNorm(d, gain=False)),
-        dropout=Dropped(c.dropout),
-    )
-    blocks = body(
-        c.n_layers,
-        norm,
-        lambda layer: Pre(c.dropout, c.drop_path * layer / max(c.n_layers - 1, 1)),
-        self_attn=normed_heads(c, Attention),
-        ffn=each(FFN, d, c.d_ff, relu2, bias=False),
-    )
-    heads: dict[str, nn.Module] = {"classify": Pooled(grid_mean, Linear(d, c.labels))} if c.head == "classify" else {}
-    return Model(heads, started, encoder=Tower(embed, blocks, norm()))
+    return encoder(c, stem, times=Times(c.frames // c.tube, c.d_model))

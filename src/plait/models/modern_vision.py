@@ -7,7 +7,7 @@ scored is the mean of the grid, so there is no class token.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -87,10 +87,16 @@ class Stem(nn.Module):
 
 
 def build(c: Config) -> Model:
+    return encoder(c, Stem(c.patch, c.channels, c.d_stem, c.d_model))
+
+
+def encoder(c: Any, stem: Stem, **more: nn.Module) -> Model:
+    """Over a stem: positions on its grid, what `more` there is, the norm, the blocks and the head, for a config with these names."""
     d, norm, side = c.d_model, partial(LayerNorm, c.d_model, bias=False), c.image_size // c.patch
     embed = Embed(
-        stem=Stem(c.patch, c.channels, c.d_stem, d),
+        stem=stem,
         positions=GridPositions((side, side), d, before=0),
+        **more,
         norm=Each(LayerNorm(d, gain=False)),
         dropout=Dropped(c.dropout),
     )
